@@ -1,0 +1,1 @@
+"""Experiments by name: one file a table of the paper, and the quickstart."""

@@ -1,0 +1,327 @@
+"""The command line: verbs, nothing else. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by a signal after saving; 1 our fault.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from argparse import Namespace as Args
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from t2t.arguments import Option, Verb, build_parser, parse
+from t2t.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    try:
+        args = parse(VERBS, sys.argv[1:] if argv is None else argv)
+        return args.action(args) or 0
+    except UserError as error:
+        print(f"t2t: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("t2t: interrupted", file=sys.stderr)
+        return 130
+
+
+def _experiment(args: Args) -> Any:
+    from t2t import experiment
+
+    return experiment.override(experiment.get(args.name), args.overrides)
+
+
+def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
+    """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
+    from t2t import checkpoint, compilation, experiment, run
+
+    if trained := [path for path in args.overrides if not path.startswith(("decoding.", "task."))]:
+        raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.* and --task.* can")
+    found, kept, vocabulary = run.load(Path(args.run))
+    short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}
+    given = {path: getattr(args, name) for name, path in short.items() if getattr(args, name, None) is not None}
+    tree = experiment.override(kept, {**given, **args.overrides})
+    compilation.keep_compiled()
+    params, steps = checkpoint.load_params(found.checkpoints, tree, args.average)
+    return found, tree, vocabulary, params, steps
+
+
+# ------------------------------------------------------------------------------ Verbs on experiments
+
+
+def list_experiments(args: Args) -> None:
+    """t2t list"""
+    from t2t import experiment
+
+    chosen = [e for e in experiment.registered().values() if args.table in (None, e.table)]
+    if args.json:
+        print(json.dumps([{"name": e.name, "reports": e.reports, "table": e.table or None} for e in chosen], indent=1))
+        return
+    width = max((len(e.name) for e in chosen), default=0)
+    for e in chosen:
+        print(f"{e.name:<{width}}  {e.reports}")
+
+
+def show(args: Args) -> None:
+    """t2t show"""
+    from t2t import experiment
+
+    tree = _experiment(args)
+    if args.json:
+        print(json.dumps(experiment.to_json(tree), indent=1))
+        return
+    leaves = experiment.leaves(tree)
+    width = max(map(len, leaves))
+    for path, (value, _, comment) in leaves.items():
+        print(f"{path:<{width}}  {value!s:<12}  {comment}".rstrip())
+
+
+def diff(args: Args) -> None:
+    """t2t diff"""
+    from t2t import experiment
+
+    a, b = experiment.get(args.a), experiment.get(args.b)
+    for path, (left, right) in experiment.differences(a, b).items():
+        print(f"{path}: {left} -> {right}")
+
+
+def prepare(args: Args) -> None:
+    """t2t prepare"""
+    from t2t.data import pipeline
+    from t2t.progress import say
+
+    tree = _experiment(args)
+    prepared = pipeline.prepare(tree.task, tree.model.vocab_size, say)
+    facts = {"folder": str(prepared.folder), "fingerprint": prepared.fingerprint, **prepared.report}
+    print(json.dumps(facts, indent=1))
+
+
+def train(args: Args) -> int:
+    """t2t train"""
+    from t2t.progress import Progress, say
+
+    tree = _experiment(args)
+    folder = Path(args.run or f"runs/{tree.name}")
+    say(
+        f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
+        "about half a minute on two CPU cores; near nothing if it was compiled here before"
+    )
+    from t2t import compilation
+    from t2t import train as training
+
+    compilation.keep_compiled()
+    try:
+        with Progress(tree.train_steps) as progress:
+            run = training.train(tree, folder, say, progress.show)
+    except training.Stopped as stopped:
+        say(f"t2t: {stopped}")
+        return 75
+    if tree.final_evaluation != "none":
+        _final_evaluation(run, tree)
+    return 0
+
+
+def _final_evaluation(run: Any, tree: Any) -> None:
+    """Scores the average of the last checkpoints and prints what came of the run."""
+    from t2t import checkpoint, evaluate
+    from t2t.data.vocabulary import Vocabulary
+    from t2t.progress import say
+
+    average = min(tree.average, len(checkpoint.steps(run.checkpoints)))
+    params, steps = checkpoint.load_params(run.checkpoints, tree, average)
+    vocabulary = Vocabulary.load(run.vocabulary)
+    found = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
+    _print_evaluation(found)
+    for source, hypothesis, reference in evaluate.samples(Path(found["folder"]), 5):
+        print(f"\nsource      {source}\noutput      {hypothesis}\nreference   {reference}")
+    print(f"\nrun         {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
+    print(f'try next    echo "Where is the station?" | t2t translate {run.folder} --average {average}')
+    print(f"            t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
+    print(f"            t2t show {tree.name}")
+
+
+def _print_evaluation(found: dict[str, Any]) -> None:
+    steps = found["checkpoints"]
+    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    print(f"{found['split']} split, weights: {weights}; beam {found['beam']}, alpha {found['alpha']:g}")
+    print(f"perplexity  {found['perplexity']:.2f} per token, unsmoothed")
+    for name, score in found["scores"].items():
+        print(f"{name:<11} {score['score']:.2f} ({score['signature']})")
+    print(f"outputs     {found['folder']}")
+
+
+# ------------------------------------------------------------------------------ Verbs on runs
+
+
+def evaluate(args: Args) -> None:
+    """t2t evaluate"""
+    from t2t import evaluate
+    from t2t.progress import say
+
+    run, tree, vocabulary, params, steps = _loaded(args)
+    found = evaluate.evaluate(run, tree, vocabulary, params, steps, args.split, say)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print_evaluation(found)
+
+
+def translate(args: Args) -> int:
+    """t2t translate"""
+    from t2t import translate
+    from t2t.decode import SamplingConfig
+    from t2t.experiment import override
+    from t2t.progress import say
+
+    draws = {name: getattr(args, name) for name in ("temperature", "top_k", "nucleus", "seed")}
+    given = {name: value for name, value in draws.items() if value is not None}
+    if given and not args.sample:
+        raise UserError(f"--{next(iter(given))} goes with --sample")
+    sampling = override(SamplingConfig(), given) if args.sample else None
+    wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
+    wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
+    _, tree, vocabulary, params, _ = _loaded(args)
+    return translate.stream(tree, vocabulary, params, wanted, sys.stdin.buffer, sys.stdout, say)
+
+
+def score(args: Args) -> None:
+    """t2t score"""
+    from t2t import evaluate
+    from t2t.data.corpora import parallel
+
+    pairs = list(parallel(Path(args.source), Path(args.target)))
+    _, tree, vocabulary, params, _ = _loaded(args)
+    values = evaluate.score_pairs(tree.model.build(), params, vocabulary, pairs)
+    if args.json:
+        rows = [{**pair._asdict(), "log_probability": value} for pair, value in zip(pairs, values, strict=True)]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for value in values:
+        print(f"{value:.6f}")
+
+
+def average(args: Args) -> None:
+    """t2t average"""
+    from t2t import checkpoint
+    from t2t import run as runs
+
+    folder = Path(args.to or f"{args.run.rstrip('/')}-average{args.average}")
+    run, _, _, params, steps = _loaded(args)
+    new = runs.derive(run, folder, averaged=steps)
+    with checkpoint.manager(new.checkpoints) as checkpoints:
+        checkpoint.save(checkpoints, steps[-1], params, {}, {"averaged": steps})
+    print(folder)
+
+
+def completion(args: Args) -> None:
+    """t2t completion"""
+    import shtab
+
+    from t2t import experiment
+
+    knobs = list(experiment.leaves(experiment.get("quickstart")))
+    print(shtab.complete(build_parser(VERBS, list(experiment.registered()), knobs), shell=args.shell))
+
+
+# ------------------------------------------------------------------------------ What there is
+
+NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
+RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/quickstart"})
+JSON = Option("--json", {"action": "store_true", "help": "JSON on standard output"})
+LAST = {"type": int, "default": 1, "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
+AVERAGE = Option("--average", LAST)
+BEAM = Option("--beam", {"metavar": "K", "help": "hypotheses kept a sentence; 1 is greedy decoding"})
+ALPHA = Option("--alpha", {"metavar": "A", "help": "exponent of the length penalty"})
+SPLIT = Option("--split", {"choices": ["train", "dev", "test"], "default": "test", "help": "default: test"})
+
+VERBS = (
+    Verb(
+        "list",
+        "name the experiments and the numbers of the paper they report",
+        list_experiments,
+        (Option("--table", {"type": int, "metavar": "N", "help": "only those of the paper's table N"}), JSON),
+    ),
+    Verb("show", "print everything an experiment consists of", show, (NAME, JSON), "experiment"),
+    Verb(
+        "diff",
+        "print the knobs in which two experiments differ",
+        diff,
+        (Option("a", {"metavar": "NAME"}), Option("b", {"metavar": "NAME"})),
+    ),
+    Verb("prepare", "make the vocabulary and the tokenised training pairs, once", prepare, (NAME,), "experiment"),
+    Verb(
+        "train",
+        "train an experiment and score it; the same command again goes on where it stopped",
+        train,
+        (NAME, Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})),
+        "experiment",
+    ),
+    Verb(
+        "evaluate",
+        "perplexity and scores of a run on a split",
+        evaluate,
+        (RUN, SPLIT, AVERAGE, BEAM, ALPHA, JSON),
+        "run",
+    ),
+    Verb(
+        "translate",
+        "translate lines from standard input to standard output, a line each, in order",
+        translate,
+        (
+            RUN,
+            AVERAGE,
+            BEAM,
+            ALPHA,
+            Option("--n_best", {"default": "1", "metavar": "N", "help": "N lines out for each line in, best first"}),
+            Option("--scores", {"action": "store_true", "help": "write each output's score and a tab before it"}),
+            Option(
+                "--too_long",
+                {
+                    "choices": ["split", "cut"],
+                    "default": "split",
+                    "help": "a line with more tokens than --decoding.max_input: in pieces (default), or its beginning",
+                },
+            ),
+            Option("--sample", {"action": "store_true", "help": "draw the output instead of searching for the best"}),
+            Option("--temperature", {"metavar": "T", "help": "with --sample: below 1 sharpens; default 1"}),
+            Option("--top_k", {"metavar": "N", "help": "with --sample: among the N likeliest pieces; default 0, all"}),
+            Option("--nucleus", {"metavar": "P", "help": "with --sample: among the likeliest that hold P; default 1"}),
+            Option("--seed", {"metavar": "N", "help": "with --sample: another seed, other draws; default 0"}),
+        ),
+        "run",
+    ),
+    Verb(
+        "score",
+        "log-probability (nats) of each line of TARGET as a translation of the same line of SOURCE",
+        score,
+        (RUN, Option("source", {"metavar": "SOURCE"}), Option("target", {"metavar": "TARGET"}), AVERAGE, JSON),
+        "run",
+    ),
+    Verb(
+        "average",
+        "write a run folder whose weights are the mean of a run's last checkpoints",
+        average,
+        (
+            RUN,
+            Option("--average", {**LAST, "default": 5, "help": "how many; default 5"}),
+            Option("--to", {"metavar": "DIR", "help": "the new run folder; default: RUN-averageN"}),
+        ),
+        "run",
+    ),
+    Verb(
+        "completion",
+        "print a completion script for your shell",
+        completion,
+        (Option("shell", {"choices": ["bash", "zsh", "tcsh"]}),),
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

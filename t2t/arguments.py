@@ -1,0 +1,103 @@
+"""Words of a command line to a verb, its options and knobs; complaints of one line that name the nearest match."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from t2t.errors import UserError, unknown
+
+
+class Option(NamedTuple):
+    """An argument in argparse's own words: ("--json", {"action": "store_true", "help": ...})."""
+
+    name: str
+    how: Mapping[str, Any]
+
+
+class Verb(NamedTuple):
+    """One thing that t2t does. `knobs`: whose fields it takes as --model.d_ff 1024, an experiment's or a run's."""
+
+    name: str
+    about: str
+    action: Callable[[argparse.Namespace], int | None]
+    options: tuple[Option, ...] = ()
+    knobs: Literal["", "experiment", "run"] = ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises what it would print with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Always raises UserError."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parse(verbs: Sequence[Verb], argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with the verb's `action` and the knobs given as `overrides`, path to text.
+
+    Raises:
+        UserError: no such verb or option, or a word too few or too many.
+        SystemExit: help was asked for and printed.
+    """
+    named = {verb.name: verb for verb in verbs}
+    if argv and not argv[0].startswith("-") and argv[0] not in named:
+        raise unknown("verb", argv[0], named)
+    verb = named.get(argv[0]) if argv else None
+    if verb and verb.knobs and {"-h", "--help"} & set(argv):
+        print(build_parser([verb]).parse_args([verb.name]).parser.format_help())
+        print(_knob_help(argv[1:]))
+        raise SystemExit(0)
+    words, overrides = _take_knobs(verb, argv) if verb else (list(argv) or ["--help"], {})
+    args = build_parser(verbs).parse_args(words)
+    args.overrides = overrides
+    return args
+
+
+def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits the words into those of declared options and positions, and the knobs."""
+    known = [o.name for o in verb.options if o.name.startswith("--")] + ["--help"]
+    words, overrides, rest = [], {}, iter(argv)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag in known:
+            words.append(word)
+            continue
+        if not verb.knobs:
+            raise unknown("option", flag, known)
+        if not equals and (value := next(rest, None)) is None:
+            raise UserError(f"{flag} needs a value")
+        overrides[flag[2:]] = value
+    return words, overrides
+
+
+def _knob_help(words: Sequence[str]) -> str:
+    """Every knob with type, value and comment: of the experiment among `words`, or else the defaults, the paper's."""
+    from t2t import experiment, knobs
+
+    found = [experiment.registered()[w] for w in words if w in experiment.registered()]
+    task = experiment.get("quickstart").task
+    tree = found[0] if found else experiment.Experiment("", "", task)
+    title = f"knobs of {tree.name}" if found else "knobs (values are the paper's base; name an experiment for its own)"
+    lines = [f"{title}:"]
+    for path, (value, declared, comment) in experiment.leaves(tree).items():
+        lines += [f"  --{path} {value}", f"        {comment} [{knobs.describe(declared)}]"]
+    return "\n".join(lines)
+
+
+def build_parser(
+    verbs: Sequence[Verb], names: Sequence[str] | None = None, knobs: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The parser of all `verbs`; shell completion offers `names` of experiments and `knobs` where it is given them."""
+    parser = Parser(prog="t2t", description="The Transformer and its experiments, by name.", allow_abbrev=False)
+    places = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in verbs:
+        made = places.add_parser(verb.name, help=verb.about, description=verb.about, allow_abbrev=False)
+        made.set_defaults(action=verb.action, parser=made)
+        for option in verb.options:
+            choices = {"choices": names} if names and option.how.get("metavar") == "NAME" else {}
+            made.add_argument(option.name, **option.how, **choices)
+        if verb.knobs:
+            made.usage = f"{made.format_usage().removeprefix('usage: ').strip()} [--KNOB VALUE ...]"
+            for knob in knobs:
+                made.add_argument(f"--{knob}")
+    return parser

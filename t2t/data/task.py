@@ -1,0 +1,33 @@
+"""What a task must provide. One file a task; adding one touches nothing else."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from t2t.metrics import Score
+
+
+class Pair(NamedTuple):
+    """One example as text."""
+
+    source: str
+    target: str
+
+
+class Task(Protocol):
+    """A frozen dataclass: where text comes from and how outputs are scored."""
+
+    def pairs(self, split: str) -> Iterator[Pair]:
+        """The examples of "train", "dev" or "test", in order. Raises UserError when a file is missing or broken."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """A digest of a split's files and of how they are read: equal when the pairs are."""
+        ...
+
+    def vocabulary_file(self) -> str:
+        """A sentencepiece model to use, or "" to train one on the training split."""
+        ...
+
+    def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
+        """Metric by name, over a whole split."""
+        ...

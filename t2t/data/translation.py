@@ -1,0 +1,34 @@
+"""The translation task: sentence pairs in, one shared vocabulary, BLEU out."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from t2t.data.corpora import Corpus
+from t2t.data.task import Pair
+from t2t.metrics import Score, bleu
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Sentences of one language into another."""
+
+    corpus: Corpus  # where the pairs come from
+    source: str  # language of the source, as a two-letter code
+    target: str  # language of the target, as a two-letter code
+    vocabulary: str = ""  # a sentencepiece model to use; none: one is trained on the training pairs
+
+    def pairs(self, split: str) -> Iterator[Pair]:
+        """The sentence pairs of a split, in order."""
+        return self.corpus.pairs(split)
+
+    def fingerprint(self, split: str) -> str:
+        """A digest of the split's files and of how they are read."""
+        return self.corpus.fingerprint(split)
+
+    def vocabulary_file(self) -> str:
+        """The vocabulary the user gave, or ""."""
+        return self.vocabulary
+
+    def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
+        """SacreBLEU and chrF."""
+        return bleu.scores(hypotheses, references)

@@ -1,0 +1,103 @@
+"""A shared sentencepiece vocabulary: trained by byte-pair encoding, or given as a file."""
+
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from t2t.batch import EOS, PAD, UNK
+from t2t.errors import UserError
+
+
+class Vocabulary:
+    """Text to pieces and back. Ids 0, 1 and 2 are padding, end of sentence and unknown."""
+
+    def __init__(self, model: bytes, where: str) -> None:
+        """Loads a serialised sentencepiece model.
+
+        Raises:
+            UserError: `model` is none, or numbers padding, end and unknown otherwise than t2t does.
+        """
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError):
+            raise UserError(f"{where} is not a sentencepiece model") from None
+        ids = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())
+        if ids != (PAD, EOS, UNK):
+            wanted = f"--pad_id={PAD} --eos_id={EOS} --unk_id={UNK}"
+            raise UserError(f"{where} has pad, eos, unk = {ids}; t2t needs a model trained with {wanted}")
+        self.model = model
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """The vocabulary in the file `path`."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise UserError(f"no vocabulary file {path}") from None
+
+    @classmethod
+    def train(cls, sentences: Iterable[str], size: int) -> "Vocabulary":
+        """Byte-pair encoding of `sentences` into exactly `size` pieces, the three special ones included.
+
+        Text is kept as it is (no Unicode normalisation), so that decoding gives back what was encoded.
+
+        Raises:
+            UserError: the sentences support no vocabulary of that size.
+        """
+        model = io.BytesIO()
+        sentences = iter(sentences)
+        if (first := next(sentences, None)) is None:
+            raise UserError("no text to make a vocabulary from")
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=itertools.chain([first], sentences),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=size,
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                pad_id=PAD,
+                eos_id=EOS,
+                unk_id=UNK,
+                bos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise _wrong_size(size, str(error)) from None
+        vocabulary = cls(model.getvalue(), "the trained vocabulary")
+        if len(vocabulary) != size:
+            raise _wrong_size(size, f"a value <= {len(vocabulary)}")
+        return vocabulary
+
+    def __len__(self) -> int:
+        return self._pieces.get_piece_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, EOS at the end of each."""
+        return self._pieces.encode(texts, out_type=int, add_eos=True)
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """The pieces as text, for pictures and messages."""
+        return [self._pieces.id_to_piece(i) for i in ids]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, up to the first EOS."""
+        return self._pieces.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
+
+
+def _wrong_size(size: int, complaint: str) -> UserError:
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", complaint):
+        return UserError(f"--model.vocab_size {size} is too small for the corpus's characters: at least {least[1]}")
+    if most := re.search(r"<= (\d+)", complaint):
+        return UserError(f"--model.vocab_size {size} is more than the corpus supports: at most {most[1]}")
+    return UserError(f"no vocabulary of --model.vocab_size {size} can be made: {complaint.strip().splitlines()[-1]}")

@@ -1,0 +1,313 @@
+"""Section 6.1: from a source to the best target. Beam search, greedy, sampling, and the score of a given target.
+
+Everything works on any model with `encode`, `start`, `step` and `cache_axes`; K is the number of beams.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2t.batch import EOS, PAD, Batch, Sequences
+from t2t.data.batching import evaluation_length, fill
+from t2t.knobs import Count, NonNegative, Positive, Whole
+
+NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """Section 6.1's beam search; the defaults are the paper's for translation."""
+
+    beam: Count = 4  # K: hypotheses kept a sentence; 1 is greedy decoding
+    alpha: NonNegative = 0.6  # α: exponent of the length penalty
+    extra_length: Whole = 50  # tokens: the output is at most this much longer than the input
+    max_input: Count = 512  # tokens with EOS: a longer input is split or cut
+    rows: Count = 128  # sentences decoded at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Draws outputs instead of searching for the best."""
+
+    temperature: Positive = 1.0  # divides the logits; below 1 sharpens the distribution
+    top_k: Whole = 0  # pieces: draw among this many most likely ones; 0: all
+    nucleus: Positive = 1.0  # probability: draw among the fewest pieces that hold it together; 1: all
+    seed: Whole = 0  # of the draws; a sentence's draws depend on the seed and its number alone
+
+
+class Hypothesis(NamedTuple):
+    """An output as token ids without EOS, and what it is ranked by: log-probability over the length penalty."""
+
+    tokens: list[int]
+    score: float
+
+
+class Found(NamedTuple):
+    """The hypotheses of a batch, best first; one that does not exist scores NEVER."""
+
+    tokens: jax.Array  # int32 [B K T], EOS included, then PAD
+    scores: jax.Array  # [B K]
+
+
+def length_penalty(length: jax.Array | int, alpha: float) -> jax.Array:
+    """((5 + |Y|) / 6)^α of Wu et al. 2016; the length counts EOS."""
+    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
+
+
+# ------------------------------------------------------------------------------ Beam search
+
+
+class Beams(NamedTuple):
+    """What beam search carries from token to token."""
+
+    index: jax.Array  # tokens generated so far
+    living: jax.Array  # int32 [B K T]: hypotheses that go on
+    log_probs: jax.Array  # [B K] of the living
+    finished: jax.Array  # int32 [B K T]: the best that ended
+    scores: jax.Array  # [B K] of the finished, NEVER where there is none yet
+    done: jax.Array  # bool [B]: no living hypothesis can still matter
+    cache: Any
+
+
+@functools.partial(jax.jit, static_argnames=("model", "beams", "max_length"))
+def beam_search(
+    model: Any, params: Params, source: Sequences, limits: jax.Array, beams: int, alpha: jax.Array, max_length: int
+) -> Found:
+    """The `beams` best outputs for each row of source [B S].
+
+    limits [B]: the most tokens an output may have, EOS counted, at most `max_length`; 0 for a row that is empty.
+    Of 2 K candidates a step, those that end compete for the K finished places and the others for the K living ones. A
+    sentence is done when its worst finished score is beyond what its best living hypothesis can reach at full length.
+    If nothing has ended at the limit, the living are returned as they stand.
+
+    Departure: the authors' first code lets any of the 2 K candidates end. Here, as in most later code, one must be
+    among the best K, so that a single beam is exactly greedy decoding.
+    """
+    memory = model.apply(params, source, method="encode")
+    cache = model.apply(params, source, memory, beams, max_length, method="start")
+    b = limits.shape[0]
+    empty = jnp.full((b, beams, max_length), PAD, jnp.int32)
+    # All beams begin alike: only the first may have offspring in the first step.
+    first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)
+    never = jnp.full((b, beams), NEVER)
+    state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache)
+
+    def advance(state: Beams) -> Beams:
+        last = jnp.where(state.index == 0, PAD, state.living[:, :, state.index - 1])
+        logits, cache = model.apply(params, state.cache, last, method="step")
+        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha)
+
+    state = jax.lax.while_loop(lambda s: ~s.done.all(), advance, state)
+    unfinished = (state.scores == NEVER).all(1)[:, None]
+    living_scores = state.log_probs / length_penalty(limits, alpha)[:, None]
+    return Found(
+        jnp.where(unfinished[..., None], state.living, state.finished),
+        jnp.where(unfinished, living_scores, state.scores),
+    )
+
+
+def _next_beams(axes: dict[str, str], state: Beams, logits: jax.Array, limits: jax.Array, alpha: jax.Array) -> Beams:
+    """One token further: logits [B K V] for the next token of every living hypothesis."""
+    b, k, v = logits.shape
+    log_probs = jax.nn.log_softmax(logits).at[..., PAD].set(NEVER) + state.log_probs[..., None]
+    top, choice = jax.lax.top_k(log_probs.reshape(b, k * v), 2 * k)
+    beam, token = choice // v, choice % v
+    tokens = _take(state.living, beam, 1)
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.index, axis=2)
+    length = state.index + 1
+
+    ends = (token == EOS) & (jnp.arange(2 * k) < k) & (length <= limits)[:, None] & ~state.done[:, None]
+    ended = jnp.where(ends, top / length_penalty(length, alpha), NEVER)
+    pool = jnp.concatenate([state.scores, ended], axis=1), jnp.concatenate([state.finished, tokens], axis=1)
+    scores, kept = jax.lax.top_k(pool[0], k)
+    finished = _take(pool[1], kept, 1)
+
+    log_probs, kept = jax.lax.top_k(jnp.where(token == EOS, NEVER, top), k)
+    living, parent = _take(tokens, kept, 1), _take(beam, kept, 1)
+    reachable = log_probs[:, 0] / length_penalty(limits, alpha)
+    # With a single beam nothing is left to choose between once it has ended.
+    beaten = (scores[:, -1] > NEVER) & ((scores[:, -1] > reachable) | (k == 1))
+    done = state.done | beaten | (length >= limits)
+    # A row that is done stays as it is: its living hypotheses may be its answer.
+    living = jnp.where(state.done[:, None, None], state.living, living)
+    log_probs = jnp.where(state.done[:, None], state.log_probs, log_probs)
+    return Beams(length, living, log_probs, finished, scores, done, reorder(state.cache, axes, parent))
+
+
+def reorder(cache: dict[str, jax.Array], axes: dict[str, str], parent: jax.Array) -> dict[str, jax.Array]:
+    """The cache after beam i of each sentence became a child of beam parent[b, i]; parent [B K]."""
+    return {name: _take_beams(x, axes[name], parent) for name, x in cache.items()}
+
+
+def _take_beams(x: jax.Array, axes: str, parent: jax.Array) -> jax.Array:
+    if "K" not in axes:
+        return x
+    shape = [parent.shape["BK".index(a)] if a in "BK" else 1 for a in axes]
+    return jnp.take_along_axis(x, parent.reshape(shape), axis=axes.index("K"))
+
+
+def _take(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """x[b, index[b, i], ...] for index [B I]."""
+    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - index.ndim)), axis=axis)
+
+
+# ------------------------------------------------------------------------------ Greedy and sampling
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_length"))
+def greedy(model: Any, params: Params, source: Sequences, limits: jax.Array, max_length: int) -> Found:
+    """The most likely next token, until EOS or the limit. The score is the log-probability of the output."""
+    return _one_by_one(model, params, source, limits, max_length, lambda logits, index: logits.argmax(-1))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_length", "top_k"))
+def sample(
+    model: Any,
+    params: Params,
+    source: Sequences,
+    limits: jax.Array,
+    keys: jax.Array,
+    temperature: jax.Array,
+    nucleus: jax.Array,
+    max_length: int,
+    top_k: int,
+) -> Found:
+    """Draws an output a row; keys [B] make row b's draws its own, whatever the batch. The score is as in `greedy`."""
+
+    def draw(logits: jax.Array, index: jax.Array) -> jax.Array:
+        allowed = restrict(logits / temperature, top_k, nucleus)
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return jax.vmap(jax.random.categorical)(now, allowed)
+
+    return _one_by_one(model, params, source, limits, max_length, draw)
+
+
+def restrict(logits: jax.Array, top_k: int, nucleus: jax.Array) -> jax.Array:
+    """Logits [B V] with NEVER outside the `top_k` likeliest (0: all) and outside the nucleus.
+
+    The nucleus (Holtzman et al. 2020) is the smallest set of likeliest tokens whose probability reaches `nucleus`.
+    """
+    if top_k:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < least, NEVER, logits)
+    ordered = -jnp.sort(-logits, axis=-1)
+    probs = jax.nn.softmax(ordered)
+    inside = jnp.cumsum(probs, axis=-1) - probs < nucleus  # probability before this token is still short of it
+    least = jnp.where(inside, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(logits < least, NEVER, logits)
+
+
+def _one_by_one(
+    model: Any,
+    params: Params,
+    source: Sequences,
+    limits: jax.Array,
+    max_length: int,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Found:
+    """One hypothesis a row, each token by `choose(logits [B V], index) -> [B]`."""
+    memory = model.apply(params, source, method="encode")
+    cache = model.apply(params, source, memory, 1, max_length, method="start")
+    b = limits.shape[0]
+    start = (jnp.zeros((), jnp.int32), jnp.full((b, max_length), PAD, jnp.int32), jnp.zeros(b), limits == 0, cache)
+
+    def advance(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        index, tokens, total, done, cache = state
+        last = jnp.where(index == 0, PAD, tokens[:, index - 1])[:, None]
+        logits, cache = model.apply(params, cache, last, method="step")
+        log_probs = jax.nn.log_softmax(logits[:, 0])
+        token = jnp.where(done, PAD, choose(log_probs.at[:, PAD].set(NEVER), index)).astype(jnp.int32)
+        gained = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
+        total = total + jnp.where(done, 0.0, gained)
+        return index + 1, tokens, total, done | (token == EOS) | (index + 1 >= limits), cache
+
+    _, tokens, total, _, _ = jax.lax.while_loop(lambda s: ~s[3].all(), advance, start)
+    return Found(tokens[:, None], total[:, None])
+
+
+# ------------------------------------------------------------------------------ The score of a given target
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def forced_scores(model: nn.Module, params: Params, batch: Batch) -> jax.Array:
+    """Log p(target | source) of each row of a batch of one sentence a row, in nats: [B]."""
+    log_probs = jax.nn.log_softmax(model.apply(params, batch.source, batch.target))
+    chosen = jnp.take_along_axis(log_probs, batch.target.tokens[..., None], axis=-1)[..., 0]
+    return jnp.where(batch.target.segments != 0, chosen, 0.0).sum(-1)
+
+
+# ------------------------------------------------------------------------------ Many sentences
+
+
+def decode(
+    model: Any,
+    params: Params,
+    sources: list[list[int]],
+    config: DecodingConfig,
+    sampling: SamplingConfig | None = None,
+    first: int = 0,
+) -> Iterator[tuple[int, list[Hypothesis]]]:
+    """Decodes token lists (EOS at the end of each) in batches by length: (index, hypotheses, best first), as each ends.
+
+    Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `first` numbers the first sentence
+    for its draws. Batches have few shapes, so indices do not come in order.
+    """
+    lengths = np.array([evaluation_length(len(s)) for s in sources])
+    for length in np.unique(lengths):
+        chosen = np.flatnonzero(lengths == length)
+        chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
+        rows = _rows(len(chosen), config.rows)
+        for begin in range(0, len(chosen), rows):
+            part = chosen[begin : begin + rows]
+            batch = _Batch([sources[i] for i in part], part + first, rows, int(length))
+            found = _decode_batch(model, params, batch, config, sampling)
+            tokens, scores = jax.device_get(found)
+            for row, i in enumerate(part):
+                yield int(i), _hypotheses(tokens[row], scores[row])
+
+
+class _Batch(NamedTuple):
+    sources: list[list[int]]  # at most `rows`
+    numbers: np.ndarray  # which sentences of the input they are
+    rows: int
+    length: int
+
+
+def _rows(sentences: int, most: int) -> int:
+    """Rows of a batch: the next power of two, so that a few lines need not wait for `most` rows of work."""
+    return min(most, 1 << (sentences - 1).bit_length())
+
+
+def _decode_batch(
+    model: Any, params: Params, batch: _Batch, config: DecodingConfig, sampling: SamplingConfig | None
+) -> Found:
+    source = fill(batch.sources, batch.rows, batch.length)
+    limits, padded = np.zeros((2, batch.rows), np.int32)
+    limits[: len(batch.sources)] = [len(s) + config.extra_length for s in batch.sources]
+    max_length = batch.length + config.extra_length
+    if sampling:
+        padded[: len(batch.numbers)] = batch.numbers
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), padded)
+        limited = min(sampling.nucleus, 1.0)
+        return sample(model, params, source, limits, keys, sampling.temperature, limited, max_length, sampling.top_k)
+    if config.beam == 1:
+        return greedy(model, params, source, limits, max_length)
+    return beam_search(model, params, source, limits, config.beam, config.alpha, max_length)
+
+
+def _hypotheses(tokens: np.ndarray, scores: np.ndarray) -> list[Hypothesis]:
+    found = []
+    for row, score in zip(tokens, scores, strict=True):
+        if score > NEVER / 2:
+            ids = row[row != PAD].tolist()
+            found.append(Hypothesis(ids[:-1] if ids and ids[-1] == EOS else ids, float(score)))
+    return found

@@ -1,0 +1,191 @@
+"""An experiment is one frozen value that says all that a run needs to know.
+
+Values come from files in `experiments/`. `override` alone changes them: for variants, the command line and tests.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from t2t import knobs
+from t2t.data.batching import BatchingConfig
+from t2t.data.task import Task
+from t2t.decode import DecodingConfig
+from t2t.errors import UserError, unknown
+from t2t.knobs import Count, Probability, Range, Whole
+from t2t.models.transformer import TransformerConfig
+from t2t.optimizer import OptimizerConfig
+from t2t.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, how, and which number of the paper it stands beside."""
+
+    name: str  # what it is launched by
+    reports: str  # the number of the paper that this reproduces, in words
+    task: Task
+    model: TransformerConfig = TransformerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batching: BatchingConfig = BatchingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    mesh: MeshConfig = MeshConfig()
+    table: Whole = 0  # the paper's table that it belongs to; 0: none
+    train_steps: Count = 100_000  # updates of the weights
+    label_smoothing: Probability = 0.1  # ε_ls: probability taken from the truth and spread over the other pieces
+    seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of weights, order of the data and dropout
+    log_every: Count = 100  # steps between lines of metrics.jsonl
+    evaluate_every: Count = 1_500  # steps between perplexities on dev
+    checkpoint_every: Count = 1_500  # steps between checkpoints; 1,500 are the paper's 10 minutes for base
+    average: Count = 5  # checkpoints averaged for the final evaluation, and kept
+    final_evaluation: Literal["test", "dev", "none"] = "test"  # the split to decode and score when training ends
+    base: str = ""  # the experiment that this is a variant of
+
+    def variant(self, name: str, reports: str, changes: Mapping[str, Any]) -> "Experiment":
+        """A registered copy with `changes`, such as {"model.d_ff": 4096}; never a variant of a variant."""
+        if self.base:
+            raise ValueError(f"{name}: {self.name} is a variant of {self.base}; derive from that instead")
+        fresh = dataclasses.replace(self, name=name, reports=reports, base=self.name)
+        return register(override(fresh, changes))
+
+
+# These may change between the parts of one run: they say how long it is, where it runs and what is written down.
+RESUMABLE = {
+    "train_steps",
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "average",
+    "final_evaluation",
+    "mesh",
+    "decoding",
+    "reports",
+    "table",
+}
+
+_REGISTERED: dict[str, Experiment] = {}
+
+
+def register(experiment: Experiment) -> Experiment:
+    """Makes an experiment known by its name; two of one name are an error of whoever wrote them."""
+    if experiment.name in _REGISTERED:
+        raise ValueError(f"two experiments are called {experiment.name!r}")
+    _REGISTERED[experiment.name] = experiment
+    return experiment
+
+
+@functools.cache
+def registered() -> Mapping[str, Experiment]:
+    """All experiments by name: every file of the folder experiments/ beside this package is imported, once."""
+    folder = Path(__file__).parent.parent / "experiments"
+    # By its place, not by the search path: a folder of that name in the working directory is somebody else's.
+    spec = importlib.util.spec_from_file_location(
+        "experiments", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {folder}")
+    package = sys.modules["experiments"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"experiments.{module.name}")
+    return _REGISTERED
+
+
+def get(name: str) -> Experiment:
+    """The experiment called `name`.
+
+    Raises:
+        UserError: there is none; names the near misses.
+    """
+    if name not in registered():
+        raise unknown("experiment", name, registered())
+    return registered()[name]
+
+
+def override(tree: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a tree of dataclasses with the fields at dotted paths replaced: {"model.num_heads": 1}.
+
+    Text stands for the value that it spells, as on a command line.
+
+    Raises:
+        UserError: no such field, wrong type, out of range, or a combination that the config refuses.
+    """
+    for path, value in changes.items():
+        tree = _replace(tree, path.split("."), value, path)
+    return tree
+
+
+def _replace(tree: Any, keys: list[str], value: Any, path: str) -> Any:
+    key, *rest = keys
+    fields = [f.name for f in dataclasses.fields(tree)]
+    if key not in fields:
+        prefix = ".".join(path.split(".")[: -len(keys)])
+        raise unknown("knob", f"--{path}", [f"--{leaf}" for leaf in leaves(tree, prefix)])
+    old = getattr(tree, key)
+    if rest and not dataclasses.is_dataclass(old):
+        raise UserError(f"no knob '--{path}': {path[: -len('.'.join(rest)) - 1]} has no parts")
+    if rest:
+        new = _replace(old, rest, value, path)
+    elif isinstance(value, str) and dataclasses.is_dataclass(old):
+        raise UserError(f"--{path} has parts, such as --{next(iter(leaves(old, path)))}; set those")
+    elif isinstance(value, str):
+        new = knobs.read(value, knobs.hints(type(tree))[key], path)
+    else:
+        new = knobs.check(value, knobs.hints(type(tree))[key], path)
+    return dataclasses.replace(tree, **{key: new})
+
+
+def leaves(tree: Any, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
+    """Every knob of a tree by its dotted path: (value, declared type, comment)."""
+    return dict(_leaves(tree, prefix))
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, tuple[Any, Any, str]]]:
+    declared, comments = knobs.hints(type(tree)), knobs.comments(type(tree))
+    for field in dataclasses.fields(tree):
+        path, value = f"{prefix}.{field.name}".lstrip("."), getattr(tree, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, path)
+        else:
+            yield path, (value, declared[field.name], comments[field.name])
+
+
+def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """The knobs in which two trees differ, by path; None where one of them has no such knob."""
+    values = [{path: leaf[0] for path, leaf in leaves(tree).items()} for tree in (a, b)]
+    paths = list(dict.fromkeys([*values[0], *values[1]]))
+    pairs = {path: (values[0].get(path), values[1].get(path)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def to_json(value: Any) -> Any:
+    """A tree of dataclasses as plain JSON; each keeps the name of its class under "class"."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    cls = type(value)
+    fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {"class": f"{cls.__module__}.{cls.__name__}", **fields}
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+        UserError: it names a class or a field that this version of t2t does not have.
+    """
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value["class"].rpartition(".")
+    if module.split(".")[0] not in ("t2t", "experiments"):
+        raise UserError(f"an experiment holds no {value['class']}")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        return cls(**{key: from_json(part) for key, part in value.items() if key != "class"})
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"this version of t2t cannot read {value['class']} of an older or newer one: {error}") from None

@@ -1,0 +1,1 @@
+"""Architectures: one file each. Each has a frozen config whose `build()` gives the Flax module."""

@@ -1,0 +1,380 @@
+"""The Transformer of "Attention Is All You Need" (https://arxiv.org/abs/1706.03762).
+
+The file reads in the order of the paper's section 3. Axis letters are those of `t2t.sharding`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2t.batch import PAD, Sequences
+from t2t.errors import UserError
+from t2t.knobs import Count, Probability, Range
+from t2t.models.dropout import Dropout
+from t2t.sharding import constrain, named
+
+Cache = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The columns of Table 3 under their names there; the defaults are its row "base"."""
+
+    vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: word pieces shared by source and target
+    num_layers: Count = 6  # N: layers of the encoder, and of the decoder
+    d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output
+    d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer
+    num_heads: Count = 8  # h: attention heads
+    d_k: Count = 64  # d_k: width of a head's queries and keys
+    d_v: Count = 64  # d_v: width of a head's values
+    p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position
+    positions: Literal["sinusoid", "learned"] = "sinusoid"  # section 3.5, or Table 3 row (E)
+    max_length: Count = 1024  # tokens: rows of the table of learned positions
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # activations; weights, softmax, norms, logits stay float32
+    unroll: Count = 1  # layers: copies of a layer in the compiled loop over layers; more runs faster, compiles slower
+
+    def __post_init__(self) -> None:
+        if self.positions == "sinusoid" and self.d_model % 2:
+            raise UserError(f"--model.d_model must be even for sinusoids, not {self.d_model}")
+
+    def build(self) -> "Transformer":
+        """The module; its parameters are made by `init` and passed to `apply`."""
+        return Transformer(self)
+
+
+# ------------------------------------------------------------------------------ 3.1 Encoder and decoder stacks
+
+
+class Transformer(nn.Module):
+    """Figure 1: source and target tokens to logits for every target position.
+
+    Training calls the module. Decoding calls `encode` and `start` once, then `step` for each token, and carries an
+    explicit cache whose axes `cache_axes` names.
+    """
+
+    config: TransformerConfig
+
+    # The decoding cache, a letter an axis. The memory's keys and values have no `K`: a sentence's beams share them.
+    cache_axes = {
+        "index": "",
+        "keys": "NBKTHk",
+        "values": "NBKTHv",
+        "memory_keys": "NBSHk",
+        "memory_values": "NBSHv",
+        "memory_segments": "BS",
+    }
+
+    def setup(self) -> None:
+        self.embedding = Embedding(self.config)
+        self.encoder = EncoderLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
+        self.decoder = DecoderLayer(self.config)
+
+    def __call__(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
+        """Source [B S], target [B T] -> float32 logits [B T V]: position t predicts target token t."""
+        memory = self.encode(source, train=train)
+        y = self.embedding(shift_right(target), target.positions, train=train)
+        self_mask = Mask(target.segments, target.segments, causal=True)
+        memory_mask = Mask(target.segments, source.segments)
+
+        def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return decoder(y, self_mask, memory, memory_mask, train=train), None
+
+        y, _ = self._scan(layer, self.decoder, y, None)
+        return self.embedding.logits(y)
+
+    def encode(self, source: Sequences, *, train: bool = False) -> jax.Array:
+        """Source [B S] -> memory [B S D], the encoder's output."""
+        x = self.embedding(source.tokens, source.positions, train=train)
+        mask = Mask(source.segments, source.segments)
+
+        def layer(encoder: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return encoder(x, mask, train=train), None
+
+        return self._scan(layer, self.encoder, x, None)[0]
+
+    def start(self, source: Sequences, memory: jax.Array, beams: int, max_length: int) -> Cache:
+        """The cache before the first token, for `beams` hypotheses a sentence of at most `max_length` tokens."""
+        c, b = self.config, memory.shape[0]
+
+        def layer(decoder: DecoderLayer, carry: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            return carry, decoder.cross_attention.keys_and_values(memory)
+
+        _, (memory_keys, memory_values) = self._scan(layer, self.decoder, None, None)
+        return {
+            "index": jnp.zeros((), jnp.int32),
+            "keys": jnp.zeros((c.num_layers, b, beams, max_length, c.num_heads, c.d_k), c.dtype),
+            "values": jnp.zeros((c.num_layers, b, beams, max_length, c.num_heads, c.d_v), c.dtype),
+            "memory_keys": memory_keys,
+            "memory_values": memory_values,
+            "memory_segments": source.segments,
+        }
+
+    def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+        """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
+        index, (b, k) = cache["index"], tokens.shape
+        max_length = cache["keys"].shape[3]
+        y = self.embedding(tokens, jnp.full((b, k), index), train=False, length=max_length)
+        seen = jnp.broadcast_to(jnp.arange(max_length) <= index, (b * k, max_length)).astype(jnp.int32)
+        # Hypotheses of a sentence stand where queries stand: one look at the shared memory serves them all.
+        memory_mask = Mask(jnp.ones((b, k), jnp.int32), cache["memory_segments"])
+
+        def layer(decoder: DecoderLayer, y: jax.Array, kept: Cache) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            return decoder.step(y, index, kept, Mask(jnp.ones((b * k, 1), jnp.int32), seen), memory_mask)
+
+        kept = {name: cache[name] for name in ("keys", "values", "memory_keys", "memory_values")}
+        y, (keys, values) = self._scan(layer, self.decoder, y, kept)
+        return self.embedding.logits(y), {**cache, "index": index + 1, "keys": keys, "values": values}
+
+    def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
+        """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.config.num_layers,
+            unroll=self.config.unroll,
+            metadata_params={nn.PARTITION_NAME: None},  # Linen asks for the mesh axis of `N`: none
+        )
+        return scan(layer, carry, per_layer)
+
+
+class EncoderLayer(nn.Module):
+    """Figure 1, left: self-attention, then feed-forward."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        self.self_attention = MultiHeadAttention(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.residual_1, self.residual_2 = (Residual(self.config) for _ in range(2))
+
+    def __call__(self, x: jax.Array, mask: "Mask", *, train: bool) -> jax.Array:
+        """X [B S D] -> [B S D]."""
+        keys, values = self.self_attention.keys_and_values(x)
+        x = self.residual_1(x, self.self_attention(x, keys, values, mask), train=train)
+        return self.residual_2(x, self.feed_forward(x), train=train)
+
+
+class DecoderLayer(nn.Module):
+    """Figure 1, right: masked self-attention, attention over the encoder's output, feed-forward."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        self.self_attention = MultiHeadAttention(self.config)
+        self.cross_attention = MultiHeadAttention(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.residual_1, self.residual_2, self.residual_3 = (Residual(self.config) for _ in range(3))
+
+    def __call__(
+        self, y: jax.Array, self_mask: "Mask", memory: jax.Array, memory_mask: "Mask", *, train: bool
+    ) -> jax.Array:
+        """Y [B T D], memory [B S D] -> [B T D]."""
+        keys, values = self.self_attention.keys_and_values(y)
+        y = self.residual_1(y, self.self_attention(y, keys, values, self_mask), train=train)
+        keys, values = self.cross_attention.keys_and_values(memory)
+        y = self.residual_2(y, self.cross_attention(y, keys, values, memory_mask), train=train)
+        return self.residual_3(y, self.feed_forward(y), train=train)
+
+    def step(
+        self, y: jax.Array, index: jax.Array, kept: Cache, self_mask: "Mask", memory_mask: "Mask"
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One position of every hypothesis, y [B K D], with this layer's slice of the cache -> (y, keys and values)."""
+        b, k, d = y.shape
+        new_keys, new_values = self.self_attention.keys_and_values(y)
+        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys[:, :, None], index, axis=2)
+        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values[:, :, None], index, axis=2)
+        flat_keys, flat_values = (x.reshape(b * k, *x.shape[2:]) for x in (keys, values))
+        attended = self.self_attention(y.reshape(b * k, 1, d), flat_keys, flat_values, self_mask)
+        y = self.residual_1(y, attended.reshape(b, k, d), train=False)
+        attended = self.cross_attention(y, kept["memory_keys"], kept["memory_values"], memory_mask)
+        y = self.residual_2(y, attended, train=False)
+        return self.residual_3(y, self.feed_forward(y), train=False), (keys, values)
+
+
+class Residual(nn.Module):
+    """LayerNorm(x + Dropout(Sublayer(x))): the residual connection, with the norm after it."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sublayer: jax.Array, *, train: bool) -> jax.Array:
+        """X and the sub-layer's output, both [B T D] -> [B T D]."""
+        x = x + Dropout(self.config.p_drop)(sublayer, train=train)
+        scale = self.param("scale", named(nn.initializers.ones, "D"), (self.config.d_model,))
+        bias = self.param("bias", named(nn.initializers.zeros, "D"), (self.config.d_model,))
+        return constrain(layer_norm(x, scale, bias).astype(self.config.dtype), "BTD")
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Ba et al. 2016 over the last axis, in float32. x [... D], scale and bias [D] -> [... D]."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
+
+
+# ------------------------------------------------------------------------------ 3.2 Attention
+
+
+class Mask(NamedTuple):
+    """Who may see whom: a query sees the keys of its own segment, and none after itself if `causal`.
+
+    A value, not an array of flags: only a kernel that needs [B 1 T S] makes it.
+    """
+
+    query_segments: jax.Array  # int32 [B T], 0 = padding
+    key_segments: jax.Array  # int32 [B S], 0 = padding, which nobody sees
+    causal: bool = False
+
+    def dense(self) -> jax.Array:
+        """True where a query may see a key, [B 1 T S]."""
+        queries, keys = self.query_segments[:, :, None], self.key_segments[:, None, :]
+        allowed = (queries == keys) & (keys != 0)
+        if self.causal:
+            allowed &= jnp.tril(jnp.ones(allowed.shape[1:], bool))
+        return allowed[:, None]
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, observe: Callable[[jax.Array], Any] = lambda weights: None
+) -> jax.Array:
+    """3.2.1, equation (1): softmax(q kᵀ / √d_k) v.
+
+    q [B T H k], k [B S H k], v [B S H v] -> [B T H v]. `observe` is handed the weights [B H T S].
+    A query that may see nothing (padding) gets the plain mean of the values, never a NaN.
+    """
+    scores = jnp.einsum("BTHk,BSHk->BHTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = jnp.where(mask.dense(), scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores)
+    observe(weights)
+    return jnp.einsum("BHTS,BSHv->BTHv", weights.astype(v.dtype), v)
+
+
+class MultiHeadAttention(nn.Module):
+    """3.2.2: h heads attend in parallel, each through projections of its own; none has a bias."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        sizes = dict(D=c.d_model, H=c.num_heads, k=c.d_k, v=c.d_v)
+        self.query = Linear("BTD,DHk->BTHk", sizes, c.dtype)
+        self.key = Linear("BSD,DHk->BSHk", sizes, c.dtype)
+        self.value = Linear("BSD,DHv->BSHv", sizes, c.dtype)
+        self.output = Linear("BTHv,HvD->BTD", sizes, c.dtype)
+
+    def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """X [B S D] -> keys [B S H k], values [B S H v]."""
+        return self.key(x), self.value(x)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask) -> jax.Array:
+        """Queries from x [B T D] over keys [B S H k] and values [B S H v] -> [B T D].
+
+        The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable.
+        """
+        heads = attention(self.query(x), keys, values, mask, observe=lambda w: self.sow("intermediates", "weights", w))
+        return self.output(heads)
+
+
+class Linear(nn.Module):
+    """A linear map written as an einsum: its letters give the weight's shape, Xavier fans and layout."""
+
+    equation: str
+    sizes: dict[str, int]
+    dtype: str
+    bias: str = ""  # letters of the bias; "" for none
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, output = self.equation.split("->")
+        x_axes, w_axes = inputs.split(",")
+        fan_in = [i for i, a in enumerate(w_axes) if a in x_axes]
+        fan_out = [i for i, a in enumerate(w_axes) if a not in x_axes]
+        xavier = nn.initializers.glorot_uniform(in_axis=fan_in, out_axis=fan_out)
+        weight = self.param("weight", named(xavier, w_axes), [self.sizes[a] for a in w_axes])
+        y = jnp.einsum(self.equation, x, weight.astype(self.dtype))
+        if self.bias:
+            bias = self.param("bias", named(nn.initializers.zeros, self.bias), [self.sizes[a] for a in self.bias])
+            y = y + bias.astype(self.dtype)
+        return constrain(y, output)
+
+
+# ------------------------------------------------------------------------------ 3.3 Feed-forward networks
+
+
+class FeedForward(nn.Module):
+    """Equation (2): max(0, x W1 + b1) W2 + b2, the same at every position."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """X [B T D] -> [B T D]."""
+        sizes = dict(D=self.config.d_model, F=self.config.d_ff)
+        inner = jax.nn.relu(Linear("BTD,DF->BTF", sizes, self.config.dtype, bias="F", name="inner")(x))
+        return Linear("BTF,FD->BTD", sizes, self.config.dtype, bias="D", name="outer")(inner)
+
+
+# ------------------------------------------------------------------------------ 3.4 Embeddings and softmax
+
+
+class Embedding(nn.Module):
+    """One matrix for source tokens, target tokens and the projection before the softmax."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = named(nn.initializers.normal(c.d_model**-0.5), "VD")
+        self.table = self.param("table", init, (c.vocab_size, c.d_model))
+        if c.positions == "learned":
+            init = named(nn.initializers.normal(c.d_model**-0.5), "TD")
+            self.positions = self.param("positions", init, (c.max_length, c.d_model))
+        self.dropout = Dropout(c.p_drop)
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool, length: int = 0) -> jax.Array:
+        """Tokens [B T] at `positions` [B T], all below `length` (T unless given) -> [B T D].
+
+        The embedding times √d_model plus the position's row, then dropout; PAD embeds to zero.
+        """
+        c = self.config
+        x = self.table[tokens] * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
+        x = x + self._rows(length or tokens.shape[1])[positions]
+        return constrain(self.dropout(x, train=train).astype(c.dtype), "BTD")
+
+    def _rows(self, length: int) -> jax.Array:
+        if self.config.positions == "sinusoid":
+            return jnp.asarray(sinusoids(length, self.config.d_model))
+        if length > self.config.max_length:
+            rows = self.config.max_length
+            raise UserError(f"{length} tokens do not fit the {rows} learned positions (--model.max_length)")
+        return self.positions
+
+    def logits(self, y: jax.Array) -> jax.Array:
+        """Y [B T D] -> float32 logits [B T V]: y times the matrix, no bias, no scale."""
+        table = self.table.astype(y.dtype)
+        return constrain(jnp.einsum("BTD,VD->BTV", y, table, preferred_element_type=jnp.float32), "BTV")
+
+
+def shift_right(target: Sequences) -> jax.Array:
+    """The decoder's input [B T]: each sentence one position later, so that it begins with PAD, the zero vector."""
+    before = jnp.pad(target.tokens, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(target.positions == 0, PAD, before)
+
+
+# ------------------------------------------------------------------------------ 3.5 Positional encoding
+
+
+@functools.lru_cache(maxsize=32)
+def sinusoids(length: int, d_model: int) -> np.ndarray:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(same): float32 [length, d_model]."""
+    angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, d_model, 2) / d_model)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model).astype(np.float32)

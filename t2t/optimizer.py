@@ -1,0 +1,31 @@
+"""Section 5.3: Adam, with a rate that rises linearly and then falls with the inverse square root of the step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t2t.knobs import Count, NonNegative, Positive, Probability
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The constants of section 5.3."""
+
+    warmup_steps: Count = 4000  # warmup_steps: steps over which the rate rises
+    scale: Positive = 1.0  # multiplies the paper's rate; the paper has 1
+    beta1: Probability = 0.9  # β1
+    beta2: Probability = 0.98  # β2
+    epsilon: Positive = 1e-9  # ε
+    clip_norm: NonNegative = 0.0  # largest norm of the whole gradient; 0: no clipping, as in the paper
+
+    def build(self, d_model: int) -> optax.GradientTransformation:
+        """Adam with the paper's schedule, behind gradient clipping if that is on."""
+        adam = optax.adam(lambda count: self.rate(count + 1, d_model), self.beta1, self.beta2, self.epsilon)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam) if self.clip_norm else adam
+
+    def rate(self, step: jax.Array | int, d_model: int) -> jax.Array:
+        """Equation (3) at `step`, counted from 1: d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5)."""
+        step = jnp.asarray(step, jnp.float32)
+        return self.scale * d_model**-0.5 * jnp.minimum(step**-0.5, step * self.warmup_steps**-1.5)

@@ -1,0 +1,220 @@
+"""The run folder: what is written where. Nothing else in t2t writes into it but checkpoints (Orbax) and pictures.
+
+experiment.json   the resolved experiment, versions, commit, device, fingerprints of vocabulary and data
+vocabulary/       sentencepiece model
+metrics.jsonl     one object a line: step, split, loss, tokens, ...
+tensorboard/      the same for TensorBoard
+checkpoints/      Orbax
+evaluations/      a folder each: sources, hypotheses, references, scores with their signatures
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from t2t import experiment as experiments
+from t2t.data.pipeline import Prepared
+from t2t.data.vocabulary import Vocabulary
+from t2t.errors import UserError
+from t2t.experiment import Experiment
+
+VERSIONS = ("t2t", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "sacrebleu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The paths of a run folder."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """experiment.json"""
+        return self.folder / "experiment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl"""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def vocabulary(self) -> Path:
+        """The shared sentencepiece model."""
+        return self.folder / "vocabulary" / "shared.model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax's folder."""
+        return self.folder / "checkpoints"
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: beside its place, then renamed.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write` of an indented JSON value."""
+    write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+# ------------------------------------------------------------------------------ Making and opening
+
+
+def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared, device: str) -> Run:
+    """The run folder of `experiment`, new or to be resumed, with its record and vocabulary written.
+
+    Raises:
+        UserError: the folder holds something else, another experiment or other data, or cannot be written.
+    """
+    run = Run(folder)
+    if run.record.is_file():
+        _refuse_another(run, experiment, prepared)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run folder: choose another with --run")
+    data = {"fingerprint": prepared.fingerprint, **prepared.report}
+    write_json(run.record, _record(experiment, prepared.vocabulary, device, data))
+    write(run.vocabulary, prepared.vocabulary.model)  # after the record: a folder with it can always be opened again
+    return run
+
+
+def _record(experiment: Experiment, vocabulary: Vocabulary, device: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "experiment": experiments.to_json(experiment),
+        "vocabulary": vocabulary.fingerprint,
+        "data": data,
+        "commit": commit(),
+        "device": device,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+    }
+
+
+def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
+    record = _read_record(run)
+    before = experiments.from_json(record["experiment"])
+    changed = {
+        path: values
+        for path, values in experiments.differences(before, experiment).items()
+        if path.split(".")[0] not in experiments.RESUMABLE
+    }
+    if changed:
+        path, (there, here) = next(iter(changed.items()))
+        more = f" ({len(changed)} knobs differ)" if len(changed) > 1 else ""
+        raise UserError(f"{run.folder} holds another experiment: {path} is {there} there, {here} here{more}; use --run")
+    if record.get("averaged"):
+        raise UserError(f"{run.folder} holds averaged weights only: it cannot be trained further")
+    if record["data"]["fingerprint"] != prepared.fingerprint:
+        raise UserError(f"{run.folder} was trained on other data: the training files have changed since; use --run")
+
+
+def _read_record(run: Run) -> dict[str, Any]:
+    try:
+        return json.loads(run.record.read_text())
+    except FileNotFoundError:
+        there = "" if run.folder.is_dir() else ", and no such folder"
+        raise UserError(f"{run.folder} is not a run folder: no experiment.json in it{there}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{run.record} is damaged: {error}") from None
+
+
+def load(folder: Path) -> tuple[Run, Experiment, Vocabulary]:
+    """An existing run folder with its experiment as it was resolved then, and its vocabulary.
+
+    Raises:
+        UserError: not a run folder, or one with a damaged record or vocabulary.
+    """
+    run = Run(folder)
+    record = _read_record(run)
+    vocabulary = Vocabulary.load(run.vocabulary)
+    if vocabulary.fingerprint != record["vocabulary"]:
+        raise UserError(f"{run.vocabulary} is not the vocabulary this run was trained with")
+    return run, experiments.from_json(record["experiment"]), vocabulary
+
+
+def derive(run: Run, folder: Path, **facts: Any) -> Run:
+    """A new run folder with the record and the vocabulary of `run` and further facts in the record."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder")
+    new = Run(folder)
+    write(new.vocabulary, run.vocabulary.read_bytes())
+    write_json(new.record, {**_read_record(run), **facts})
+    return new
+
+
+def commit() -> str:
+    """The commit of t2t's own checkout, with "+" if files differ from it; "" for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if dirty.strip() else "")
+
+
+# ------------------------------------------------------------------------------ Metrics
+
+
+def tensorboard(run: Run) -> SummaryWriter:
+    """A writer of TensorBoard's event files, to be closed; used as a context manager it closes itself."""
+    return SummaryWriter(str(run.folder / "tensorboard"))
+
+
+def append_metrics(run: Run, row: dict[str, Any], board: SummaryWriter) -> None:
+    """One more line of metrics.jsonl, and its numbers for TensorBoard."""
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    for name, value in row.items():
+        if name not in ("step", "split"):
+            board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+
+def read_metrics(run: Run) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that was torn off is left out."""
+    rows = []
+    for line in run.metrics.read_text().splitlines() if run.metrics.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def cut_metrics(run: Run, step: int) -> None:
+    """Drops the rows past `step`, so that a resumed run writes each row once, and mends a torn last line."""
+    rows = [row for row in read_metrics(run) if row["step"] <= step]
+    write(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ------------------------------------------------------------------------------ Evaluations
+
+
+def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: dict[str, Any]) -> Path:
+    """A folder below evaluations/: each list of `texts` as a file of lines, and scores.json."""
+    folder = run.folder / "evaluations" / name
+    for kind, lines in texts.items():
+        write(folder / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
+    write_json(folder / "scores.json", summary)
+    return folder

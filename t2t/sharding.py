@@ -1,0 +1,134 @@
+"""How arrays are laid out over devices.
+
+Every array axis in t2t has a one-letter name, the same letter in einsums, docstrings and here:
+
+    N layers   B batch   T query length   S key length   D d_model   F d_ff
+    H heads    k d_k     v d_v            V vocabulary   K beam
+
+The model says what its axes are; the two tables below say over which axes of the mesh each letter is split.
+Nothing else in the codebase mentions a mesh axis.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t2t.errors import UserError
+from t2t.knobs import Count, Range
+
+Layout = dict[str, str | tuple[str, ...] | None]
+
+PARAMETERS: Layout = {
+    "N": None,
+    "T": None,
+    "D": "fsdp",
+    "H": "model",
+    "F": "model",
+    "V": "model",
+    "k": None,
+    "v": None,
+}
+ACTIVATIONS: Layout = {
+    "N": None,
+    "B": ("data", "fsdp"),
+    "K": None,
+    "T": None,
+    "S": None,
+    "D": None,
+    "H": "model",
+    "F": "model",
+    "V": "model",
+    "k": None,
+    "v": None,
+}
+AXES = ("data", "fsdp", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The grid that devices are arranged in. One device is the grid 1 x 1 x 1."""
+
+    data: Annotated[int, Range(low=-1)] = -1  # devices over which the batch is split; -1: all that are left
+    fsdp: Count = 1  # devices over which parameters, optimizer state and the batch are split
+    model: Count = 1  # devices over which heads, d_ff and the vocabulary are split
+
+
+def devices() -> list[jax.Device]:
+    """All devices of the platform JAX chose.
+
+    Raises:
+        UserError: the platform asked for (JAX_PLATFORMS) is not there.
+    """
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        wanted = jax.config.jax_platforms
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no device of platform {wanted!r} here (JAX_PLATFORMS): {reason}") from None
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Arranges devices into the (data, fsdp, model) grid that `config` asks for.
+
+    Raises:
+        UserError: the grid does not match the number of devices.
+    """
+    here = devices()
+    data = len(here) // (config.fsdp * config.model) if config.data == -1 else config.data
+    if data * config.fsdp * config.model != len(here):
+        asked = f"mesh data={config.data} x fsdp={config.fsdp} x model={config.model}"
+        raise UserError(f"{asked} does not cover the {len(here)} {here[0].platform} device(s) here")
+    return jax.make_mesh((data, config.fsdp, config.model), AXES, axis_types=(AxisType.Auto,) * 3, devices=here)
+
+
+def spec(axes: str, layout: Layout) -> PartitionSpec:
+    """Where the axes named by `axes`, such as "BTD", go under `layout`.
+
+    Raises:
+        ValueError: a letter has no rule.
+    """
+    if missing := [a for a in axes if a not in layout]:
+        raise ValueError(f"no rule for axis {missing} of {axes!r}; known: {' '.join(layout)}")
+    return PartitionSpec(*(layout[a] for a in axes))
+
+
+def named(init: Callable[..., jax.Array], axes: str) -> Callable[..., Any]:
+    """Wraps an initializer so that its parameter knows its layout; a letter without a rule fails here."""
+    return nn.with_partitioning(init, tuple(spec(axes, PARAMETERS)))
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+    """Pins an activation to its layout; outside our mesh (a test, a pmap) it does nothing."""
+    if jax.sharding.get_abstract_mesh().axis_names != AXES:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
+
+
+def shardings(mesh: Mesh, abstract: Any) -> Any:
+    """Where every leaf of an abstract state lives: as its letters say, or whole on every device."""
+    return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place(mesh: Mesh, batch: Any) -> Any:
+    """Puts arrays [B ...] on the mesh; rows that do not divide over its devices are filled with zeros (padding)."""
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def fill(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, [(0, -len(x) % share)] + [(0, 0)] * (x.ndim - 1))
+
+    return jax.device_put(jax.tree.map(fill, batch), rows(mesh))
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Arrays [B ...]: rows split over the devices that share the batch."""
+    return NamedSharding(mesh, spec("B", ACTIVATIONS))

@@ -1,0 +1,254 @@
+"""Training: a small state, a pure step, and the loop around them."""
+
+import contextlib
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from t2t import checkpoint, run
+from t2t.batch import Batch, Sequences
+from t2t.data.batching import Bucket
+from t2t.data.pipeline import Prepared, TrainingBatches, prepare, read_ahead
+from t2t.errors import UserError
+from t2t.evaluate import BATCH_TOKENS, averages, perplexity, read_split, split_batches
+from t2t.experiment import Experiment
+from t2t.loss import Sums, cross_entropy
+from t2t.run import Run
+from t2t.sharding import make_mesh, place, replicated, shardings
+
+Say = Callable[[str], None]
+Show = Callable[[int, float, float], None]
+
+
+class Stopped(Exception):
+    """A signal ended training; the state was saved first."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All arrays that change during training."""
+
+    step: jax.Array  # updates made so far
+    params: Any
+    optimizer: optax.OptState
+
+
+def init_state(experiment: Experiment, key: jax.Array) -> TrainState:
+    """The state before the first step, its parameters boxed with their layout letters."""
+    tokens = jnp.ones((1, 8), jnp.int32)
+    sequences = Sequences(tokens, tokens, tokens)
+    params = experiment.model.build().init(key, sequences, sequences)
+    optimizer = experiment.optimizer.build(experiment.model.d_model).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
+
+
+def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    """One update. Pure: dropout is a function of the seed and the step.
+
+    The gradient is that of the smoothed loss per target token of the batch. The sums are those of `cross_entropy`.
+    """
+    model = experiment.model.build()
+    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+
+    def loss(params: Any) -> tuple[jax.Array, Sums]:
+        logits = model.apply(params, batch.source, batch.target, train=True, rngs={"dropout": key})
+        sums = cross_entropy(logits, batch.target.tokens, batch.target.segments, experiment.label_smoothing)
+        return sums["loss"] / jnp.maximum(sums["tokens"], 1), sums
+
+    gradient, sums = jax.grad(loss, has_aux=True)(state.params)
+    adam = experiment.optimizer.build(experiment.model.d_model)
+    updates, optimizer = adam.update(gradient, state.optimizer, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), sums
+
+
+# ------------------------------------------------------------------------------ The loop
+
+
+def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
+    """Trains `experiment` in the run folder, from its last checkpoint if it has one, up to `train_steps`.
+
+    `say` is told what happens; `show` step, loss and tokens a second at every logged step.
+
+    Raises:
+        UserError: something about data, folder, mesh, checkpoint or loss that the user can mend.
+        Stopped: SIGTERM or SIGINT came; the last step is saved.
+    """
+    mesh = make_mesh(experiment.mesh)
+    prepared = prepare(experiment.task, experiment.model.vocab_size, say)
+    batches = TrainingBatches(prepared, experiment.batching, experiment.seed)
+    dev = split_batches(read_split(experiment.task, "dev"), prepared.vocabulary, BATCH_TOKENS)
+    where = run.open_for_training(folder, experiment, prepared, describe_devices(mesh))
+    checkpoints = checkpoint.manager(where.checkpoints, keep=max(2, experiment.average))
+    with jax.set_mesh(mesh), checkpoints, run.tensorboard(where) as board, _signals() as stop:
+        state, position = _begin(experiment, mesh, checkpoints)
+        before = int(state.step)
+        run.cut_metrics(where, before)
+        if before >= experiment.train_steps:
+            say(f"{folder}: trained for {before:,} steps already")
+            return where
+        say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
+        say(_numbers(state, batches, prepared))
+        compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
+        log = Log(position["sums"])
+        read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
+        for step, batch in enumerate(read, before + 1):
+            state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
+            log.add(sums)
+            if step % experiment.log_every == 0 or step == experiment.train_steps:
+                row = {"step": step, "split": "train", **log.close(step), "learning_rate": _rate(experiment, step)}
+                run.append_metrics(where, row, board)
+                show(step, row["loss"], row["tokens_per_second"])
+            if step % experiment.evaluate_every == 0 or step == experiment.train_steps:
+                with log.pause():
+                    row = {"step": step, "split": "dev", **perplexity(experiment.model.build(), state.params, dev)}
+                run.append_metrics(where, row, board)
+                say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
+            if step % experiment.checkpoint_every == 0 or step == experiment.train_steps or stop:
+                with log.pause():
+                    position = {"data": read.get_state(), "sums": log.total(step)}
+                    checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
+            if stop:
+                raise Stopped(f"{folder}: stopped after step {step:,} and saved; the same command goes on from here")
+    return where
+
+
+class Log:
+    """Sums of the steps since the last logged one, left on the device until they are asked for."""
+
+    def __init__(self, before: dict[str, float]) -> None:
+        """`before`: sums that a checkpoint brought along, of steps since the last logged one."""
+        self._total, self._pending = dict(before), []
+        self._since, self._tokens = time.monotonic(), 0.0
+
+    def add(self, sums: Sums) -> None:
+        """One more step."""
+        self._pending.append(sums)
+
+    def total(self, step: int) -> dict[str, float]:
+        """All sums so far.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        for sums in jax.device_get(self._pending):
+            self._tokens += float(sums["tokens"])
+            for name, value in sums.items():
+                self._total[name] = self._total.get(name, 0.0) + float(value)
+        self._pending.clear()
+        if self._total and not math.isfinite(self._total["loss"]):
+            raise UserError(f"the loss is not finite by step {step:,}; the checkpoints before it are kept")
+        return dict(self._total)
+
+    def close(self, step: int) -> dict[str, float]:
+        """The averages of the interval, with its seconds and tokens a second of this process; begins the next one."""
+        row = averages(self.total(step))
+        seconds = time.monotonic() - self._since
+        row |= {"seconds": round(seconds, 3), "tokens_per_second": round(self._tokens / seconds, 1)}
+        self._total, self._tokens, self._since = {}, 0.0, time.monotonic()
+        return row
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside does not count as training time. Waits for the steps that are under way."""
+        jax.block_until_ready(self._pending)
+        begin = time.monotonic()
+        yield
+        self._since += time.monotonic() - begin
+
+
+# ------------------------------------------------------------------------------ Before the first step
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """How many devices of which kind a mesh has: "1 cpu (cpu)"."""
+    first = mesh.devices.flat[0]
+    return f"{mesh.size} x {first.device_kind} ({first.platform})"
+
+
+def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from and the position that belongs to it, born in their layout over the mesh."""
+    key = jax.random.key(experiment.seed)
+    abstract = jax.eval_shape(functools.partial(init_state, experiment), key)
+    layout = shardings(mesh, abstract)
+    step = checkpoints.latest_step()
+    if step is None:
+        state = jax.jit(lambda key: nn.unbox(init_state(experiment, key)), out_shardings=layout)(key)
+        return state, {"data": {"next_index": 0}, "sums": {}}
+    shapes = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), nn.unbox(abstract), layout
+    )
+    params, optimizer, position = checkpoint.restore(checkpoints, step, shapes.params, shapes.optimizer)
+    return TrainState(jax.device_put(jnp.int32(step), replicated(mesh)), params, optimizer), position
+
+
+def _numbers(state: TrainState, batches: TrainingBatches, prepared: Prepared) -> str:
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    pairs = prepared.report["kept"] - batches.epochs.left_out
+    return f"{parameters / 1e6:.1f} M parameters, {pairs:,} pairs in {len(batches.epochs):,} batches an epoch"
+
+
+def _compile(
+    experiment: Experiment, mesh: Mesh, state: TrainState, buckets: list[Bucket], say: Say
+) -> dict[tuple[int, int], Callable[[TrainState, Batch], tuple[TrainState, Sums]]]:
+    """The training step for the batch shape of each bucket, by (rows, length)."""
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(
+        functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
+    )
+
+    def compiled(bucket: Bucket) -> Any:
+        tokens = np.zeros((bucket.rows, bucket.length), np.int32)
+        sequences = Sequences(tokens, tokens, tokens)
+        with jax.set_mesh(mesh):  # a mesh is set for one thread
+            return step.lower(state, place(mesh, Batch(sequences, sequences))).compile()
+
+    names = ", ".join(f"{b.rows} x {b.length}" for b in buckets)
+    say(f"compiling the training step for {len(buckets)} batch shapes ({names})")
+    begin = time.monotonic()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        done = dict(zip([(b.rows, b.length) for b in buckets], pool.map(compiled, buckets), strict=True))
+    say(f"compiled in {time.monotonic() - begin:.0f} s")
+    return done
+
+
+def _rate(experiment: Experiment, step: int) -> float:
+    return float(experiment.optimizer.rate(step, experiment.model.d_model))
+
+
+# ------------------------------------------------------------------------------ Signals
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that holds the signal after SIGTERM or SIGINT came. A second one ends the process as usual."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+        for number in before:
+            signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
