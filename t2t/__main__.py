@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2t.arguments import Option, Verb, build_parser, parse
+from t2t.arguments import OF_A_RUN, Option, Verb, build_parser, parse
 from t2t.errors import UserError
 
 
@@ -42,7 +42,7 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
     from t2t import checkpoint, compilation, experiment, run
 
-    if trained := [path for path in args.overrides if not path.startswith(("decoding.", "task."))]:
+    if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
         raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.* and --task.* can")
     found, kept, vocabulary = run.load(Path(args.run))
     short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}
@@ -215,8 +215,7 @@ def average(args: Args) -> None:
     folder = Path(args.to or f"{args.run.rstrip('/')}-average{args.average}")
     run, _, _, params, steps = _loaded(args)
     new = runs.derive(run, folder, averaged=steps)
-    with checkpoint.manager(new.checkpoints) as checkpoints:
-        checkpoint.save(checkpoints, steps[-1], params, {}, {"averaged": steps})
+    checkpoint.save_params(new.checkpoints, steps[-1], params)
     print(folder)
 
 
@@ -227,7 +226,8 @@ def completion(args: Args) -> None:
     from t2t import experiment
 
     knobs = list(experiment.leaves(experiment.get("quickstart")))
-    print(shtab.complete(build_parser(VERBS, list(experiment.registered()), knobs), shell=args.shell))
+    parser, _ = build_parser(VERBS, list(experiment.registered()), knobs)
+    print(shtab.complete(parser, shell=args.shell))
 
 
 # ------------------------------------------------------------------------------ What there is

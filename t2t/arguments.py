@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from t2t.errors import UserError, unknown
 
+OF_A_RUN = ("decoding.", "task.")  # knobs that can still change when a run is trained
+
 
 class Option(NamedTuple):
     """An argument in argparse's own words: ("--json", {"action": "store_true", "help": ...})."""
@@ -44,11 +46,11 @@ def parse(verbs: Sequence[Verb], argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("verb", argv[0], named)
     verb = named.get(argv[0]) if argv else None
     if verb and verb.knobs and {"-h", "--help"} & set(argv):
-        print(build_parser([verb]).parse_args([verb.name]).parser.format_help())
+        print(build_parser([verb])[1][verb.name].format_help())
         print(_knob_help(argv[1:]))
         raise SystemExit(0)
     words, overrides = _take_knobs(verb, argv) if verb else (list(argv) or ["--help"], {})
-    args = build_parser(verbs).parse_args(words)
+    args = build_parser(verbs)[0].parse_args(words)
     args.overrides = overrides
     return args
 
@@ -77,7 +79,7 @@ def _knob_help(words: Sequence[str]) -> str:
     found = [experiment.registered()[w] for w in words if w in experiment.registered()]
     task = experiment.get("quickstart").task
     tree = found[0] if found else experiment.Experiment("", "", task)
-    title = f"knobs of {tree.name}" if found else "knobs (values are the paper's base; name an experiment for its own)"
+    title = f"knobs of {tree.name}" if found else "knobs, with the values of the paper's base where it has one"
     lines = [f"{title}:"]
     for path, (value, declared, comment) in experiment.leaves(tree).items():
         lines += [f"  --{path} {value}", f"        {comment} [{knobs.describe(declared)}]"]
@@ -86,18 +88,21 @@ def _knob_help(words: Sequence[str]) -> str:
 
 def build_parser(
     verbs: Sequence[Verb], names: Sequence[str] | None = None, knobs: Sequence[str] = ()
-) -> argparse.ArgumentParser:
-    """The parser of all `verbs`; shell completion offers `names` of experiments and `knobs` where it is given them."""
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each verb; for shell completion, with `names` of experiments and `knobs`."""
     parser = Parser(prog="t2t", description="The Transformer and its experiments, by name.", allow_abbrev=False)
+    parsers = {}
     places = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in verbs:
         made = places.add_parser(verb.name, help=verb.about, description=verb.about, allow_abbrev=False)
-        made.set_defaults(action=verb.action, parser=made)
+        made.set_defaults(action=verb.action)
         for option in verb.options:
             choices = {"choices": names} if names and option.how.get("metavar") == "NAME" else {}
             made.add_argument(option.name, **option.how, **choices)
         if verb.knobs:
             made.usage = f"{made.format_usage().removeprefix('usage: ').strip()} [--KNOB VALUE ...]"
             for knob in knobs:
-                made.add_argument(f"--{knob}")
-    return parser
+                if verb.knobs == "experiment" or knob.startswith(OF_A_RUN):
+                    made.add_argument(f"--{knob}")
+        parsers[verb.name] = made
+    return parser, parsers

@@ -7,21 +7,25 @@ and averaging read the weights alone.
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 
 from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.experiment import Experiment
-
-ITEMS = ("params", "optimizer", "position")
+from t2t.sharding import unboxed
 
 
 def manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax's manager of a run's checkpoints; it keeps the last `keep`, or all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=ITEMS)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save_params(folder: Path, step: int, params: Any) -> None:
+    """A checkpoint of weights alone: enough to decode, not to go on training."""
+    with manager(folder) as checkpoints:
+        checkpoints.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, optimizer: Any, position: dict[str, Any]) -> None:
@@ -89,7 +93,7 @@ def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple
         raise UserError(f"{folder} has {len(chosen)} checkpoint(s), too few to average {average}")
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), nn.unbox(abstract_params(experiment))
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), unboxed(abstract_params(experiment))
     )
     with manager(folder) as checkpoints:
         total = None

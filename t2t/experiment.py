@@ -116,29 +116,35 @@ def override(tree: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         UserError: no such field, wrong type, out of range, or a combination that the config refuses.
     """
-    for path, value in changes.items():
-        tree = _replace(tree, path.split("."), value, path)
-    return tree
+    return _override(tree, {tuple(path.split(".")): value for path, value in changes.items()}, ())
 
 
-def _replace(tree: Any, keys: list[str], value: Any, path: str) -> Any:
-    key, *rest = keys
-    fields = [f.name for f in dataclasses.fields(tree)]
-    if key not in fields:
-        prefix = ".".join(path.split(".")[: -len(keys)])
-        raise unknown("knob", f"--{path}", [f"--{leaf}" for leaf in leaves(tree, prefix)])
-    old = getattr(tree, key)
-    if rest and not dataclasses.is_dataclass(old):
-        raise UserError(f"no knob '--{path}': {path[: -len('.'.join(rest)) - 1]} has no parts")
-    if rest:
-        new = _replace(old, rest, value, path)
-    elif isinstance(value, str) and dataclasses.is_dataclass(old):
+def _override(tree: Any, changes: Mapping[tuple[str, ...], Any], above: tuple[str, ...]) -> Any:
+    """All changes of one part at once, so that their order does not matter; `above` is the path of `tree`."""
+    values: dict[str, Any] = {}
+    inside: dict[str, dict[tuple[str, ...], Any]] = {}
+    for (key, *rest), value in changes.items():
+        path = ".".join((*above, key, *rest))
+        if key not in {f.name for f in dataclasses.fields(tree)}:
+            raise unknown("knob", f"--{path}", [f"--{leaf}" for leaf in leaves(tree, ".".join(above))])
+        if not rest:
+            values[key] = _value(tree, key, value, path)
+        elif not dataclasses.is_dataclass(getattr(tree, key)):
+            raise UserError(f"no knob '--{path}': {'.'.join((*above, key))} has no parts")
+        else:
+            inside.setdefault(key, {})[tuple(rest)] = value
+    for key, part in inside.items():
+        values[key] = _override(values.get(key, getattr(tree, key)), part, (*above, key))
+    return dataclasses.replace(tree, **values)
+
+
+def _value(tree: Any, key: str, value: Any, path: str) -> Any:
+    declared, old = knobs.hints(type(tree))[key], getattr(tree, key)
+    if not isinstance(value, str):
+        return knobs.check(value, declared, path)
+    if dataclasses.is_dataclass(old):
         raise UserError(f"--{path} has parts, such as --{next(iter(leaves(old, path)))}; set those")
-    elif isinstance(value, str):
-        new = knobs.read(value, knobs.hints(type(tree))[key], path)
-    else:
-        new = knobs.check(value, knobs.hints(type(tree))[key], path)
-    return dataclasses.replace(tree, **{key: new})
+    return knobs.read(value, declared, path)
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
@@ -181,11 +187,15 @@ def from_json(value: Any) -> Any:
     """
     if not isinstance(value, dict):
         return value
-    module, _, name = value["class"].rpartition(".")
+    fields = {key: from_json(part) for key, part in value.items() if key != "class"}
+    written = str(value.get("class"))
+    module, _, name = written.rpartition(".")
     if module.split(".")[0] not in ("t2t", "experiments"):
-        raise UserError(f"an experiment holds no {value['class']}")
+        raise UserError(f"an experiment is made of parts of t2t, not of {written!r}")
     try:
         cls = getattr(importlib.import_module(module), name)
-        return cls(**{key: from_json(part) for key, part in value.items() if key != "class"})
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise TypeError("it is no part of an experiment")
+        return cls(**fields)
     except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"this version of t2t cannot read {value['class']} of an older or newer one: {error}") from None
+        raise UserError(f"this version of t2t cannot read {written} of an older or newer one: {error}") from None

@@ -33,8 +33,8 @@ class Range:
         return over and under
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}" if self.low > -math.inf else ""
-        high = f"{'below' if self.below else 'at most'} {self.high:g}" if self.high < math.inf else ""
+        low = f"{'above' if self.above else 'at least'} {self.low}" if self.low > -math.inf else ""
+        high = f"{'below' if self.below else 'at most'} {self.high}" if self.high < math.inf else ""
         return " and ".join(filter(None, (low, high)))
 
 
@@ -63,7 +63,7 @@ def comments(owner: type) -> dict[str, str]:
         if token.type == tokenize.NAME:
             first.setdefault(line, token.string)
         elif token.type == tokenize.COMMENT and line in first:
-            found[first[line]] = token.string.lstrip("# ")
+            found.setdefault(first[line], token.string.lstrip("# "))
     return {f.name: found.get(f.name, "") for f in dataclasses.fields(owner)}
 
 
@@ -92,14 +92,17 @@ def read(text: str, declared: Any, path: str) -> Any:
     spelled: dict[Any, Any] = {int: _read_int, float: float, bool: {"true": True, "false": False}.__getitem__}
     try:
         return check(spelled.get(base, str)(text), declared, path)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise UserError(f"--{path} is {describe(declared)}, not {text!r}") from None
 
 
 def _read_int(text: str) -> int:
-    if (value := float(text.replace("_", ""))) != int(value):  # so that 1e5 is a whole number too
-        raise ValueError(text)
-    return int(value)
+    try:
+        return int(text)
+    except ValueError:
+        if not (value := float(text)).is_integer():  # so that 1e5 is a whole number too
+            raise
+        return int(value)
 
 
 def check(value: Any, declared: Any, path: str) -> Any:
@@ -117,7 +120,7 @@ def check(value: Any, declared: Any, path: str) -> Any:
         value = float(value)
     if isinstance(base, (type, types.UnionType)) and not _is_a(value, base):
         raise UserError(f"--{path} is {describe(declared)}, not {value!r}")
-    if (limits and value not in limits) or (isinstance(value, float) and math.isnan(value)):
+    if (limits and value not in limits) or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"--{path} is {describe(declared)}, not {value!r}")
     return value
 

@@ -8,6 +8,7 @@ checkpoints/      Orbax
 evaluations/      a folder each: sources, hypotheses, references, scores with their signatures
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -67,7 +68,8 @@ def write(path: Path, content: str | bytes) -> None:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 

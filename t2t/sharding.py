@@ -10,6 +10,7 @@ Nothing else in the codebase mentions a mesh axis.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -53,7 +54,7 @@ AXES = ("data", "fsdp", "model")
 class MeshConfig:
     """The grid that devices are arranged in. One device is the grid 1 x 1 x 1."""
 
-    data: Annotated[int, Range(low=-1)] = -1  # devices over which the batch is split; -1: all that are left
+    data: Annotated[int, Range(low=-1)] = -1  # devices over which the batch is split; -1: all that there are
     fsdp: Count = 1  # devices over which parameters, optimizer state and the batch are split
     model: Count = 1  # devices over which heads, d_ff and the vocabulary are split
 
@@ -66,24 +67,26 @@ def devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         wanted = jax.config.jax_platforms
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["JAX has no plugin for it"])[0]
         raise UserError(f"no device of platform {wanted!r} here (JAX_PLATFORMS): {reason}") from None
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """Arranges devices into the (data, fsdp, model) grid that `config` asks for.
+    """Arranges the first devices into the (data, fsdp, model) grid that `config` asks for.
 
     Raises:
-        UserError: the grid does not match the number of devices.
+        UserError: there are fewer devices than that, or -1 leaves some over.
     """
-    here = devices()
-    data = len(here) // (config.fsdp * config.model) if config.data == -1 else config.data
-    if data * config.fsdp * config.model != len(here):
-        asked = f"mesh data={config.data} x fsdp={config.fsdp} x model={config.model}"
-        raise UserError(f"{asked} does not cover the {len(here)} {here[0].platform} device(s) here")
-    return jax.make_mesh((data, config.fsdp, config.model), AXES, axis_types=(AxisType.Auto,) * 3, devices=here)
+    here, inner = devices(), config.fsdp * config.model
+    asked = f"--mesh.data {config.data} x --mesh.fsdp {config.fsdp} x --mesh.model {config.model}"
+    if config.data == 0 or (config.data == -1 and len(here) % inner):
+        raise UserError(f"{asked} does not divide the {len(here)} {here[0].platform} device(s) here")
+    shape = (len(here) // inner if config.data == -1 else config.data, config.fsdp, config.model)
+    if (size := math.prod(shape)) > len(here):
+        raise UserError(f"{asked} needs {size} devices; there are {len(here)} here ({here[0].platform})")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=here[:size])
 
 
 def spec(axes: str, layout: Layout) -> PartitionSpec:
@@ -112,6 +115,12 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 def shardings(mesh: Mesh, abstract: Any) -> Any:
     """Where every leaf of an abstract state lives: as its letters say, or whole on every device."""
     return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))
+
+
+def unboxed(tree: Any) -> Any:
+    """Boxed parameters as plain arrays, or as their shapes."""
+    boxed = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.value if boxed(leaf) else leaf, tree, is_leaf=boxed)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

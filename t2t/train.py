@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from t2t.evaluate import BATCH_TOKENS, averages, perplexity, read_split, split_b
 from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
 from t2t.run import Run
-from t2t.sharding import make_mesh, place, replicated, shardings
+from t2t.sharding import make_mesh, place, replicated, shardings, unboxed
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
@@ -187,10 +186,10 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
     layout = shardings(mesh, abstract)
     step = checkpoints.latest_step()
     if step is None:
-        state = jax.jit(lambda key: nn.unbox(init_state(experiment, key)), out_shardings=layout)(key)
+        state = jax.jit(lambda key: unboxed(init_state(experiment, key)), out_shardings=layout)(key)
         return state, {"data": {"next_index": 0}, "sums": {}}
     shapes = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), nn.unbox(abstract), layout
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unboxed(abstract), layout
     )
     params, optimizer, position = checkpoint.restore(checkpoints, step, shapes.params, shapes.optimizer)
     return TrainState(jax.device_put(jnp.int32(step), replicated(mesh)), params, optimizer), position

@@ -226,9 +226,10 @@ def exhaustive_search(log_probs_of_next, vocabulary_size, end, alpha, max_length
 def beam_search(log_probs_of_next, beam, end, alpha, max_length):
     """Beam search for one sentence: a list of at most `beam` (tokens, log p / length penalty), best first; alpha >= 0.
 
-    Each step takes the 2 * beam most probable extensions of the living beams; those that end compete for the `beam`
-    finished places by score, the best `beam` others live on. It stops when the worst of a full finished set beats what
-    any living beam can still reach: log p only falls, and the penalty is greatest at max_length. Living beams are
+    Each step takes the 2 * beam most probable extensions of the living beams; those that end, and are among the best
+    `beam`, compete for the `beam` finished places by score; the best `beam` that do not end live on. It stops when the
+    worst of a full finished set beats what any living beam can still reach: log p only falls, and the penalty is
+    greatest at max_length; a single beam stops where it ends, which makes it greedy decoding. Living beams are
     returned, with their score at that length, only where max_length is reached and nothing has finished.
     """
     finished = []
@@ -238,13 +239,13 @@ def beam_search(log_probs_of_next, beam, end, alpha, max_length):
         for prefix, log_prob in living:
             candidates += extensions(log_probs_of_next, prefix, log_prob)
         candidates = best_first(candidates)[: 2 * beam]
-        ended = [(y, log_prob / length_penalty(length, alpha)) for y, log_prob in candidates if y[-1] == end]
+        ended = [(y, log_prob / length_penalty(length, alpha)) for y, log_prob in candidates[:beam] if y[-1] == end]
         finished = best_first(finished + ended)[:beam]
         living = [(y, log_prob) for y, log_prob in candidates if y[-1] != end][:beam]
         if not living:
             break
         reachable = max(log_prob for _, log_prob in living) / length_penalty(max_length, alpha)
-        if len(finished) == beam and finished[-1][1] > reachable:
+        if len(finished) == beam and (beam == 1 or finished[-1][1] > reachable):
             break
     if finished:
         return finished

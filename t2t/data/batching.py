@@ -64,9 +64,10 @@ class Epochs:
     def at(self, step: int) -> tuple[np.ndarray, Bucket]:
         """The pairs of the batch at `step`, counted from 0, and the bucket that gives its shape."""
         epoch, place = divmod(step, len(self))
-        if self._order[0] != epoch:
-            self._order = (epoch, *self._shuffle(epoch))
-        _, batches, pairs = self._order
+        order = self._order  # read once: another thread may ask for another epoch
+        if order[0] != epoch:
+            order = self._order = (epoch, *self._shuffle(epoch))
+        _, batches, pairs = order
         number, start = batches[place]
         bucket = self.buckets[number]
         return pairs[number][start : start + bucket.rows], bucket

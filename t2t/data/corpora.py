@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from t2t.knobs import Whole
 
 SPLITS = ("train", "dev", "test")
 EMBEDDED = Path(__file__).parent / "embedded"
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}  # by suffix
 
 
 class Corpus(Protocol):
@@ -37,7 +39,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         UserError: no such file, not readable, not UTF-8 (named by line), or broken compression.
     """
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    opened = OPENERS.get(path.suffix, open)
     number = 0
     try:
         with opened(path, "rb") as file:
@@ -46,7 +48,7 @@ def read_lines(path: Path) -> Iterator[str]:
                 yield line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line)") from None
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{path}: broken compression after line {number}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"no file {path}{_near(path)}") from None
@@ -77,6 +79,7 @@ def digest(files: list[Path], *reading: int) -> str:
     """
     total = hashlib.sha256(repr(reading).encode())
     for path in files:
+        total.update(path.suffix.encode() if path.suffix in OPENERS else b"")
         try:
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())

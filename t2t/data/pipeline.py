@@ -73,14 +73,16 @@ def _build(folder: Path, task: Task, vocabulary: Vocabulary | None, vocab_size: 
     """Writes the prepared folder beside its place and renames it."""
     beside = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed and had our number
         beside.mkdir(parents=True)
         vocabulary = vocabulary or Vocabulary.train(chain.from_iterable(task.pairs("train")), vocab_size)
         (beside / "vocabulary.model").write_bytes(vocabulary.model)
         report = _tokenise(beside, task.pairs("train"), vocabulary)
         (beside / "report.json").write_text(json.dumps(report, indent=1))
-        if not folder.is_dir():  # another process may have been quicker: its folder holds the same
-            beside.rename(folder)
+        beside.rename(folder)
     except OSError as error:
+        if folder.is_dir():  # another process was quicker: its folder holds the same
+            return
         raise UserError(f"cannot write {folder}: {error.strerror} (set T2T_DATA to another folder)") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)

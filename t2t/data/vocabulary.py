@@ -2,9 +2,8 @@
 
 import hashlib
 import io
-import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -39,23 +38,23 @@ class Vocabulary:
             return cls(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"no vocabulary file {path}") from None
+        except OSError as error:
+            raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
     @classmethod
     def train(cls, sentences: Iterable[str], size: int) -> "Vocabulary":
         """Byte-pair encoding of `sentences` into exactly `size` pieces, the three special ones included.
 
-        Text is kept as it is (no Unicode normalisation), so that decoding gives back what was encoded.
+        Text is kept as it is, but for runs of spaces, which become one: decoding gives back what was encoded.
 
         Raises:
             UserError: the sentences support no vocabulary of that size.
         """
+        reader = _Reader(sentences)
         model = io.BytesIO()
-        sentences = iter(sentences)
-        if (first := next(sentences, None)) is None:
-            raise UserError("no text to make a vocabulary from")
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=itertools.chain([first], sentences),
+                sentence_iterator=iter(reader),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=size,
@@ -65,9 +64,14 @@ class Vocabulary:
                 eos_id=EOS,
                 unk_id=UNK,
                 bos_id=-1,
+                max_sentence_length=1 << 20,  # bytes; the default leaves out longer sentences without a word
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if reader.failure:
+                raise reader.failure from None
+            if not reader.count:
+                raise UserError("no text to make a vocabulary from") from None
             raise _wrong_size(size, str(error)) from None
         vocabulary = cls(model.getvalue(), "the trained vocabulary")
         if len(vocabulary) != size:
@@ -95,9 +99,28 @@ class Vocabulary:
         return self._pieces.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
 
 
+class _Reader:
+    """Sentences with text; remembers what reading them raised, which sentencepiece would turn into words of its own."""
+
+    def __init__(self, sentences: Iterable[str]) -> None:
+        self._sentences = sentences
+        self.count = 0
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for sentence in self._sentences:
+                if sentence.strip():
+                    self.count += 1
+                    yield sentence
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 def _wrong_size(size: int, complaint: str) -> UserError:
     if least := re.search(r"required_chars\. \d+ vs (\d+)", complaint):
-        return UserError(f"--model.vocab_size {size} is too small for the corpus's characters: at least {least[1]}")
+        return UserError(f"--model.vocab_size {size} is too few for the characters: at least {least[1]}")
     if most := re.search(r"<= (\d+)", complaint):
         return UserError(f"--model.vocab_size {size} is more than the corpus supports: at most {most[1]}")
     return UserError(f"no vocabulary of --model.vocab_size {size} can be made: {complaint.strip().splitlines()[-1]}")

@@ -1,0 +1,191 @@
+"""Beam search against brute force and a plain Python reading; the cache against teacher forcing; sampling."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import toys
+
+from t2t import decode
+from t2t.batch import EOS, PAD
+from t2t.data.batching import fill
+from t2t.decode import DecodingConfig, Hypothesis, SamplingConfig
+from t2t.models.transformer import Transformer
+
+TINY = toys.config(vocab_size=5)
+MODEL, PARAMS = TINY.build(), toys.params(TINY, scale=1.0)
+SOURCES = [[3, 4, 2, 1], [4, 1], [2, 2, 3, 3, 4, 1]]
+
+
+@functools.cache
+def next_log_probs(source, prefix):
+    """log p(next | prefix) [V] without a cache: the whole prefix is fed again."""
+    batch = toys.batch_of([(list(source), [*prefix, 0])], rows=1)
+    segments = np.zeros((1, 8), np.int32)
+    segments[:, : len(prefix) + 1] = 1
+    target = batch.target._replace(segments=segments)
+    logits = jitted(PARAMS, batch.source, target)[0, len(prefix)]
+    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+
+jitted = jax.jit(MODEL.apply)
+
+
+def beams(sources, limits, beam, alpha, max_length):
+    source = fill(sources, len(sources), 8)
+    found = decode.beam_search(MODEL, PARAMS, source, jnp.array(limits), beam, alpha, max_length)
+    return [decode._hypotheses(*row) for row in zip(*jax.device_get(found), strict=True)]
+
+
+def as_hypotheses(scored):
+    return [Hypothesis([t for t in tokens if t != EOS], score) for tokens, score in scored]
+
+
+def assert_same(ours, theirs):
+    assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+    np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_beam_that_holds_everything_is_brute_force(alpha):
+    limits = [4, 3, 4]
+    for source, limit, ours in zip(SOURCES, limits, beams(SOURCES, limits, 128, alpha, 4), strict=True):
+        following = functools.partial(next_log_probs, tuple(source))
+        theirs = as_hypotheses(reference.exhaustive_search(following, 5, EOS, alpha, limit, 128))
+        assert len(theirs) == (3**limit - 1) // 2
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("beam", [1, 2, 3])
+def test_beam_search_is_the_plain_one(beam, alpha):
+    limits = [6, 3, 7]
+    for source, limit, ours in zip(SOURCES, limits, beams(SOURCES, limits, beam, alpha, 7), strict=True):
+        theirs = reference.beam_search(functools.partial(next_log_probs, tuple(source)), beam, EOS, alpha, limit)
+        assert_same(ours, as_hypotheses(theirs))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_one_beam_is_greedy(alpha):
+    source = fill(SOURCES, 3, 8)
+    greedy = decode.greedy(MODEL, PARAMS, source, jnp.array([6, 6, 6]), 6)
+    for row, (source, ours) in enumerate(zip(SOURCES, beams(SOURCES, [6, 6, 6], 1, alpha, 6), strict=True)):
+        expected = reference.greedy(functools.partial(next_log_probs, tuple(source)), EOS, 6)
+        assert greedy.tokens[row, 0][: len(expected)].tolist() == list(expected)
+        assert ours[0].tokens == [t for t in expected if t != EOS]
+
+
+@pytest.mark.parametrize("positions", ["sinusoid", "learned"])
+def test_step_by_step_equals_teacher_forcing(positions):
+    config = toys.config(positions=positions, max_length=12)
+    model, params = config.build(), toys.params(config)
+    batch = toys.batch_of([([5, 9, 3, 1], [7, 8, 9, 1]), ([4, 1], [11, 12, 13, 8, 6, 5, 4, 1])], rows=2)
+    whole = model.apply(params, batch.source, batch.target)
+    memory = model.apply(params, batch.source, method=Transformer.encode)
+    cache = model.apply(params, batch.source, memory, 2, 9, method=Transformer.start)
+    before = jnp.zeros((2, 2), jnp.int32)
+    for t in range(8):
+        logits, cache = model.apply(params, cache, before, method=Transformer.step)
+        real = batch.target.segments[:, t] == 1
+        for beam in range(2):
+            np.testing.assert_allclose(logits[real, beam], whole[real, t], atol=1e-4)
+        before = jnp.tile(batch.target.tokens[:, t : t + 1], (1, 2))
+
+
+def test_the_cache_is_as_its_letters_say():
+    config = toys.config()
+    model, params = config.build(), toys.params(config)
+    source = fill([[3, 1], [4, 5, 1]], 2, 7)
+    memory = model.apply(params, source, method=Transformer.encode)
+    cache = model.apply(params, source, memory, 6, 9, method=Transformer.start)
+    sizes = dict(N=2, B=2, K=6, T=9, S=7, H=3, k=4, v=5)
+    assert {name: x.shape for name, x in cache.items()} == {
+        name: tuple(sizes[a] for a in axes) for name, axes in model.cache_axes.items()
+    }
+
+
+def test_reorder_takes_each_beam_from_its_parent():
+    axes = {"index": "", "keys": "NBKT", "memory": "BS"}
+    cache = {
+        "index": jnp.array(3),
+        "keys": jnp.arange(2 * 2 * 3 * 1).reshape(2, 2, 3, 1),
+        "memory": jnp.arange(4).reshape(2, 2),
+    }
+    parent = jnp.array([[2, 2, 0], [1, 0, 1]])
+    moved = decode.reorder(cache, axes, parent)
+    for n in range(2):
+        for b in range(2):
+            for k in range(3):
+                assert moved["keys"][n, b, k, 0] == cache["keys"][n, b, parent[b, k], 0]
+    assert moved["memory"] is cache["memory"]
+
+
+@pytest.mark.parametrize(
+    ("length", "alpha", "penalty"), [(1, 0.6, 1.0), (7, 0.6, 2**0.6), (25, 1.0, 5.0), (9, 0.0, 1.0)]
+)
+def test_length_penalty(length, alpha, penalty):
+    np.testing.assert_allclose(decode.length_penalty(length, alpha), penalty, rtol=1e-6)
+
+
+def test_forced_scores_are_the_sum_of_next_log_probs():
+    pairs = [(source, [3, 4, 2, 1][i:]) for i, source in enumerate(SOURCES)]
+    ours = decode.forced_scores(MODEL, PARAMS, toys.batch_of(pairs))
+    for value, (source, target) in zip(ours, pairs, strict=False):
+        steps = [next_log_probs(tuple(source), tuple(target[:t]))[token] for t, token in enumerate(target)]
+        np.testing.assert_allclose(value, sum(steps), atol=1e-4)
+    assert ours[3] == 0  # an empty row
+
+
+def test_many_sentences_come_back_under_their_own_numbers():
+    rng = np.random.default_rng(0)
+    sources = [[*rng.integers(2, 5, n), 1] for n in rng.integers(0, 40, 30)]
+    config = DecodingConfig(beam=2, rows=8, extra_length=3)
+    together = dict(decode.decode(MODEL, PARAMS, sources, config))
+    assert sorted(together) == list(range(30))
+    for i in (0, 7, 29):
+        ((_, alone),) = decode.decode(MODEL, PARAMS, [sources[i]], config)
+        assert_same(together[i], alone)
+    assert all(len(h.tokens) <= len(sources[i]) + 3 for i, best in together.items() for h in best)
+
+
+# ------------------------------------------------------------------------------ Sampling
+
+
+def draws(count, **how):
+    sampling = SamplingConfig(**how)
+    found = decode.decode(MODEL, PARAMS, [SOURCES[0]] * count, DecodingConfig(rows=512, extra_length=0), sampling)
+    return [best[0].tokens for _, best in sorted(found)]
+
+
+def test_samples_follow_the_model():
+    firsts = [tokens[0] if tokens else EOS for tokens in draws(4000)]
+    probs = np.exp(next_log_probs(tuple(SOURCES[0]), ()))
+    probs[PAD] = 0
+    probs /= probs.sum()
+    seen = np.bincount(firsts, minlength=5) / 4000
+    np.testing.assert_allclose(seen, probs, atol=4 * 0.5 / np.sqrt(4000))  # four standard errors at most
+
+
+def test_a_draw_depends_on_seed_and_number_not_on_the_batch():
+    assert draws(40) == draws(40)
+    assert draws(40)[:10] == draws(10)
+    assert draws(40, seed=1) != draws(40)
+
+
+def test_one_choice_left_is_greedy():
+    ((_, best),) = decode.decode(MODEL, PARAMS, [SOURCES[0]], DecodingConfig(beam=1, extra_length=0))
+    for how in (dict(top_k=1), dict(nucleus=1e-6), dict(temperature=1e-4)):
+        assert draws(5, **how) == [best[0].tokens] * 5
+
+
+def test_restrict_keeps_the_top_k_and_the_nucleus():
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
+    kept = lambda top_k, nucleus: (decode.restrict(logits, top_k, nucleus)[0] > decode.NEVER).tolist()  # noqa: E731
+    assert kept(0, 1.0) == [True, True, True, True]
+    assert kept(2, 1.0) == [False, True, False, True]
+    assert kept(0, 0.6) == [False, True, False, True]
+    assert kept(0, 0.75) == [False, True, True, True]
+    assert kept(1, 0.9) == [False, True, False, False]

@@ -1,0 +1,231 @@
+"""The command line as a user meets it: verbs on a small run, and each complaint in one line with exit code 2."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from t2t import experiment, train
+from t2t.__main__ import main
+from t2t.experiment import override
+
+
+class Input:
+    """Standard input of bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+@pytest.fixture(autouse=True)
+def registered(toy, monkeypatch):
+    known = {**experiment.registered(), "reversal": toy}
+    monkeypatch.setattr(experiment, "registered", lambda: known)
+
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "reversal"
+    train.train(
+        override(toy, {"train_steps": 60, "checkpoint_every": 20, "average": 3}),
+        folder,
+        lambda _: None,
+        lambda *_: None,
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def t2t(capsys, monkeypatch):
+    def call(*words, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", Input(stdin))
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+# ------------------------------------------------------------------------------ Verbs
+
+
+def test_list(t2t):
+    assert "quickstart" in t2t("list")[1]
+    assert {"name": "quickstart", "reports": experiment.get("quickstart").reports, "table": None} in json.loads(
+        t2t("list", "--json")[1]
+    )
+
+
+def test_show_and_diff(t2t):
+    assert "model.d_ff                 96 " in t2t("show", "reversal", "--model.d_ff", "96")[1]
+    tree = json.loads(t2t("show", "reversal", "--model.d_ff=96", "--json")[1])
+    assert experiment.from_json(tree).model.d_ff == 96
+    assert "model.d_model: 32 -> " in t2t("diff", "reversal", "quickstart")[1]
+
+
+def test_prepare(t2t):
+    code, out, _ = t2t("prepare", "reversal")
+    assert code == 0 and json.loads(out)["kept"] == 1200
+
+
+@pytest.mark.parametrize("words", [["train", "reversal", "--help"], ["train", "-h"], ["evaluate", "--help"]])
+def test_help_shows_every_knob_with_its_comment(t2t, capsys, words):
+    with pytest.raises(SystemExit) as end:
+        t2t(*words)
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "--model.d_ff" in out and "inner width of the feed-forward layer" in out
+    assert "a whole number, at least 1" in out
+
+
+def test_train_evaluate_and_again(t2t, tmp_path):
+    words = ["train", "reversal", "--run", tmp_path / "run", "--train_steps", "5"]
+    code, out, err = t2t(*words)
+    assert code == 0
+    assert "sacrebleu" in out and "tok:13a" in out and "reference" in out and "try next" in out
+    assert err.splitlines()[0].startswith("reversal: 5 steps in") and "compiled" in err.splitlines()[0]
+    assert "trained for 5 steps already" in t2t(*words)[2]
+    code, out, _ = t2t(*words, "--final_evaluation", "none", "--train_steps", "6")
+    assert (code, out) == (0, "")
+
+
+def test_evaluate(t2t, run):
+    code, out, _ = t2t("evaluate", run, "--split", "dev", "--average", "2", "--beam", "2", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["split"] == "dev" and found["beam"] == 2 and found["checkpoints"] == [40, 60]
+    assert set(found["scores"]) == {"sacrebleu", "chrf"}
+    assert "perplexity" in t2t("evaluate", run)[1]
+
+
+def test_translate_answers_each_line_in_order(t2t, run):
+    lines = [b"ten cat sun", b"", b"old", b"   ", b"sea map ice red", b"ten cat sun"]
+    code, out, _ = t2t("translate", run, stdin=b"\n".join(lines))
+    answers = out.split("\n")
+    assert code == 0 and len(answers) == 7 and answers[6] == ""
+    assert answers[1] == answers[3] == "" and answers[0] == answers[5] != ""
+    alone = [t2t("translate", run, stdin=line)[1] for line in lines]
+    assert "".join(alone[:1] + alone[2:3] + alone[4:]) == "".join(f"{a}\n" for a in answers[:6] if a)
+
+
+def test_translate_n_best_with_scores(t2t, run):
+    _, out, _ = t2t("translate", run, "--n_best", "3", "--scores", "--beam", "4", stdin=b"ten cat sun\n\nold\n")
+    lines = out.split("\n")[:-1]
+    assert len(lines) == 9 and lines[3:6] == ["", "", ""]
+    scores = [float(line.split("\t")[0]) for line in lines[:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert lines[0].split("\t")[1] == t2t("translate", run, "--beam", "4", stdin=b"ten cat sun")[1].strip()
+
+
+def test_translate_names_bad_lines_and_goes_on(t2t, run):
+    code, out, err = t2t("translate", run, stdin=b"ten cat\n\xff\xfe\nsun red\n")
+    assert code == 2 and out.count("\n") == 3 and out.split("\n")[1] == ""
+    assert "line 2: not UTF-8" in err
+
+
+@pytest.mark.parametrize(("how", "said"), [("split", "translated in 5 pieces"), ("cut", "cut after 6")])
+def test_translate_says_what_it_does_to_long_lines(t2t, run, how, said):
+    words = ["translate", run, "--too_long", how, "--decoding.max_input", "6"]
+    code, out, err = t2t(
+        *words, stdin=b"old\nten cat sun red old sea map ice ten cat sun red old sea map ice old red\nold\n"
+    )
+    assert code == 0 and out.count("\n") == 3
+    assert "line 2: 22 tokens, " + said in err
+    assert out.split("\n")[0] == out.split("\n")[2]
+
+
+def test_translate_by_sampling(t2t, run):
+    draw = lambda *how: t2t("translate", run, "--sample", *how, stdin=b"ten cat sun\n" * 8)[1]  # noqa: E731
+    assert draw() == draw() != draw("--seed", "1")
+    assert len(set(draw("--top_k", "1").splitlines())) == 1
+
+
+def test_score(t2t, run, tmp_path):
+    (tmp_path / "source").write_text("ten cat sun\nold sea\n")
+    (tmp_path / "target").write_text("sun cat ten\nten ten ten\n")
+    code, out, _ = t2t("score", run, tmp_path / "source", tmp_path / "target")
+    values = [float(line) for line in out.splitlines()]
+    assert code == 0 and len(values) == 2 and values[1] < values[0] < 0
+    rows = json.loads(t2t("score", run, tmp_path / "source", tmp_path / "target", "--json")[1])
+    assert rows[0]["target"] == "sun cat ten"
+    assert abs(rows[0]["log_probability"] - values[0]) < 1e-5
+
+
+def test_average_makes_a_run(t2t, run, tmp_path):
+    code, out, _ = t2t("average", run, "--average", "3", "--to", tmp_path / "mean")
+    assert code == 0 and out.strip() == str(tmp_path / "mean")
+    direct = t2t("translate", run, "--average", "3", "--scores", stdin=b"ten cat sun\n")[1]
+    assert t2t("translate", tmp_path / "mean", "--scores", stdin=b"ten cat sun\n")[1] == direct
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_experiments_and_knobs(t2t, shell):
+    _, out, _ = t2t("completion", shell)
+    assert "quickstart" in out and "--model.d_ff" in out and "translate" in out
+
+
+# ------------------------------------------------------------------------------ Complaints
+
+
+MISTAKES = {
+    "trian quickstart": "no verb 'trian'; did you mean train or",
+    "train quikstart": "no experiment 'quikstart'; did you mean quickstart?",
+    "train": "required: NAME",
+    "show quickstart --model.d_fff 5": "no knob '--model.d_fff'; did you mean --model.d_ff",
+    "show quickstart --d_ff 5": "no knob '--d_ff'; did you mean --model.d_ff",
+    "show quickstart --model.d_ff wide": "--model.d_ff is a whole number, at least 1, not 'wide'",
+    "show quickstart --model.d_model -4": "--model.d_model is a whole number, at least 1, not -4",
+    "show quickstart --model.p_drop 1.5": "--model.p_drop is a number, at least 0 and below 1, not 1.5",
+    "show quickstart --model.positions sinusoids": "no --model.positions 'sinusoids'; did you mean sinusoid?",
+    "show quickstart --model.d_model 33": "--model.d_model must be even for sinusoids, not 33",
+    "show quickstart --model 33": "--model has parts, such as --model.vocab_size",
+    "show quickstart --model.d_ff": "--model.d_ff needs a value",
+    "list --jsn": "no option '--jsn'; did you mean --json?",
+    "list surplus": "unrecognized arguments: surplus",
+    "prepare reversal --model.vocab_size 100000": "--model.vocab_size 100000 is more than the corpus supports: at most",
+    "prepare reversal --task.vocabulary {tmp}/no.model": "no vocabulary file {tmp}/no.model",
+    "prepare reversal --task.corpus.train {tmp}/trian.tsv": "no file {tmp}/trian.tsv; did you mean train.tsv",
+    "prepare reversal --task.corpus.train {tmp}/empty.tsv": "{tmp}/empty.tsv is empty",
+    "prepare reversal --task.corpus.train {tmp}/latin.tsv": "{tmp}/latin.tsv, line 2: not UTF-8",
+    "train reversal --run {tmp}": "{tmp} is not empty and not a run folder",
+    "train reversal --run {run} --model.d_ff 96": "{run} holds another experiment: model.d_ff is 64 there, 96 here",
+    "train reversal --run {tmp}/empty.tsv/run": "cannot write",
+    "train reversal --mesh.data 64": "--mesh.data 64 x --mesh.fsdp 1 x --mesh.model 1 needs 64 devices; there are 8",
+    "evaluate {tmp}/nowhere": "{tmp}/nowhere is not a run folder",
+    "evaluate {run} --split tset": "invalid choice: 'tset'",
+    "evaluate {run} --average 9": "has 3 checkpoint(s), too few to average 9",
+    "evaluate {run} --model.d_ff 96": "--model.d_ff cannot change in a trained run",
+    "translate {run} --beam 0": "--decoding.beam is a whole number, at least 1, not 0",
+    "translate {run} --n_best 9": "--n_best 9 needs a beam as wide; --beam is 4",
+    "translate {run} --top_k 3": "--top_k goes with --sample",
+    "score {run} {tmp}/three {tmp}/two": "{tmp}/three has 3 lines, but {tmp}/two has 2",
+    "score {run} {tmp}/three {tmp}/none": "no file {tmp}/none",
+}
+
+
+@pytest.mark.parametrize(("words", "complaint"), MISTAKES.items())
+def test_a_mistake_is_one_line_and_exit_code_2(t2t, run, tmp_path, words, complaint):
+    (tmp_path / "train.tsv").write_text("a\tb\n")
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "latin.tsv").write_bytes(b"a\tb\n\xe4\tb\n")
+    (tmp_path / "three").write_text("a\nb\nc\n")
+    (tmp_path / "two").write_text("a\nb\n")
+    places = {"tmp": tmp_path, "run": run}
+    code, out, err = t2t(*words.format(**places).split())
+    assert code == 2 and out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("t2t: ") and complaint.format(**places) in last
+    assert "Traceback" not in err
+
+
+def test_a_platform_that_is_not_here():
+    found = subprocess.run(
+        [sys.executable, "-m", "t2t", "train", "quickstart", "--run", "/dev/null/run"],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert "no device of platform 'cuda' here" in found.stderr.splitlines()[-1]

@@ -1,0 +1,178 @@
+"""Training: it learns, it resumes exactly, and the layout over devices changes nothing."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2t import checkpoint, evaluate, run, train
+from t2t.decode import decode
+from t2t.errors import UserError
+from t2t.experiment import override
+from t2t.sharding import unboxed
+
+
+def quietly(experiment, folder):
+    said = []
+    where = train.train(experiment, folder, said.append, lambda *_: None)
+    return where, said
+
+
+def weights(where, experiment):
+    return checkpoint.load_params(where.checkpoints, experiment)[0]
+
+
+def rows(where):
+    timings = {"seconds", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timings} for row in run.read_metrics(where)]
+
+
+def test_it_learns_to_reverse(toy, tmp_path):
+    experiment = override(toy, {"train_steps": 400, "log_every": 100, "evaluate_every": 400, "checkpoint_every": 50})
+    where, _ = quietly(experiment, tmp_path / "run")
+    _, kept, vocabulary = run.load(where.folder)
+    assert kept == experiment
+    params, steps = checkpoint.load_params(where.checkpoints, experiment, 2)
+    assert steps == [350, 400]
+    found = evaluate.evaluate(where, experiment, vocabulary, params, steps, "test", lambda _: None)
+    assert found["perplexity"] < 1.3
+    assert found["scores"]["sacrebleu"]["score"] > 80
+    assert "tok:13a" in found["scores"]["sacrebleu"]["signature"]
+    written = json.loads((where.folder / "evaluations").joinpath(found["folder"], "scores.json").read_text())
+    assert written["scores"] == found["scores"]
+
+
+def test_resumed_is_uninterrupted(toy, tmp_path):
+    whole, _ = quietly(toy, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    for steps in (3, 7, 12):  # none of them where a line is logged or a checkpoint is due
+        where, said = quietly(override(toy, {"train_steps": steps}), parts)
+        assert any("a new run" in line if steps == 3 else "going on after step" in line for line in said)
+    assert [row["step"] for row in rows(whole)] == [4, 6, 8, 12, 12]
+    extra = {3, 7}  # the ends of the parts are logged too
+    jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+    assert [row for row in rows(where) if row["split"] == "dev" and row["step"] not in extra] == [
+        row for row in rows(whole) if row["split"] == "dev"
+    ]
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(toy, tmp_path):
+    whole, _ = quietly(toy, tmp_path / "whole")
+
+    def interrupt(step, *_):
+        if step == 8:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Stopped, match="stopped after step 8"):
+        train.train(toy, tmp_path / "cut", lambda _: None, interrupt)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    where, _ = quietly(toy, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+    assert rows(where) == rows(whole)
+
+
+def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, tmp_path):
+    whole, _ = quietly(toy, tmp_path / "whole")
+
+    def crash(step, *_):
+        if step == 8:  # the last checkpoint is of step 5
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train.train(toy, tmp_path / "cut", lambda _: None, crash)
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "spl')
+    where, _ = quietly(toy, tmp_path / "cut")
+    assert rows(where) == rows(whole)
+    jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+
+
+def test_trained_enough_is_said_and_nothing_is_done(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 2}), tmp_path / "run")
+    before = rows(where)
+    _, said = quietly(override(toy, {"train_steps": 2}), tmp_path / "run")
+    assert said[-1].endswith("trained for 2 steps already")
+    assert rows(where) == before
+
+
+def test_what_a_run_folder_refuses(toy, tmp_path):
+    folder = tmp_path / "run"
+    where, _ = quietly(override(toy, {"train_steps": 1}), folder)
+    with pytest.raises(UserError, match=r"model\.d_ff is 64 there, 96 here; use --run"):
+        quietly(override(toy, {"model.d_ff": 96}), folder)
+    with pytest.raises(UserError, match="not empty and not a run folder"):
+        quietly(toy, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        quietly(toy, tmp_path / "file" / "run")
+    derived = run.derive(where, tmp_path / "mean", averaged=[1])
+    with pytest.raises(UserError, match="averaged weights only"):
+        quietly(toy, derived.folder)
+    with pytest.raises(UserError, match="exists"):
+        run.derive(where, tmp_path / "mean", averaged=[1])
+
+
+def test_an_unreadable_checkpoint_is_named(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
+    for file in (where.checkpoints / "1").rglob("*"):
+        if file.is_file() and "ocdbt" not in file.name and file.stat().st_size > 500:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/1"):
+        weights(where, toy)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/1"):
+        quietly(toy, tmp_path / "run")
+
+
+def test_the_average_is_the_plain_mean(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 12}), tmp_path / "run")
+    (mean, steps), (last, _) = (checkpoint.load_params(where.checkpoints, toy, n) for n in (2, 1))
+    assert steps == [10, 12]
+    with checkpoint.manager(where.checkpoints) as checkpoints:
+        other, _, position = checkpoint.restore(
+            checkpoints, 10, last, train.init_state(toy, jax.random.key(0)).optimizer
+        )
+    assert position["data"]["next_index"] == 10
+    jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean, last, other)
+    with pytest.raises(UserError, match="2 checkpoint"):
+        checkpoint.load_params(where.checkpoints, toy, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
+    experiment = override(toy, {"optimizer.scale": 1e30, "train_steps": 20})
+    with pytest.raises(UserError, match="not finite"):
+        quietly(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("data", "fsdp", "model"), [(8, 1, 1), (2, 2, 2)])
+def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
+    """Dropout is on. The tolerance is that of sums taken in another order, over three steps of Adam."""
+    state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))
+    step = jax.jit(train.train_step, static_argnums=0)
+    prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    batches = train.TrainingBatches(prepared, toy.batching, toy.seed)
+    for i in range(3):
+        state, _ = step(toy, state, batches[i])
+    spread = override(toy, {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.model": model, "train_steps": 3})
+    where, _ = quietly(spread, tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), state.params, weights(where, toy))
+
+
+def test_the_step_is_pure(toy):
+    state = unboxed(train.init_state(toy, jax.random.key(0)))
+    prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    batch = train.TrainingBatches(prepared, toy.batching, toy.seed)[0]
+    step = jax.jit(train.train_step, static_argnums=0)
+    (first, sums), (second, again) = step(toy, state, batch), step(toy, state, batch)
+    jax.tree.map(np.testing.assert_array_equal, (first, sums), (second, again))
+    assert int(first.step) == 1
+    assert jnp.isfinite(sums["loss"])
+
+
+def test_decoding_reads_what_training_wrote(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
+    sources = [[5, 6, 1]]
+    ((index, best),) = decode(toy.model.build(), weights(where, toy), sources, toy.decoding)
+    assert index == 0 and best and len(best[0].tokens) <= 3 + toy.decoding.extra_length

@@ -1,0 +1,183 @@
+"""Invariants of the model: what must change nothing, what must not be there, and what can be asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from t2t.batch import Batch, Sequences
+from t2t.data.batching import fill
+from t2t.errors import UserError
+from t2t.models.transformer import TransformerConfig, shift_right
+from t2t.sharding import unboxed
+
+CONFIG = toys.config()
+MODEL, PARAMS = CONFIG.build(), toys.params(CONFIG)
+SOURCE, TARGET = [5, 9, 3, 1], [7, 8, 6, 11, 1]
+OTHER_SOURCE, OTHER_TARGET = [4, 12, 1], [3, 1]
+
+
+def logits(batch, params=PARAMS, **how):
+    return MODEL.apply(params, batch.source, batch.target, **how)
+
+
+def side_by_side(first, second, length=12):
+    """Two sentences in one row, as segments 1 and 2."""
+    tokens, segments, positions = np.zeros((3, 1, length), np.int32)
+    a, b = len(first), len(first) + len(second)
+    tokens[0, :a], tokens[0, a:b] = first, second
+    segments[0, :a], segments[0, a:b] = 1, 2
+    positions[0, :a], positions[0, a:b] = range(a), range(b - a)
+    return Sequences(tokens, segments, positions)
+
+
+def test_later_target_tokens_change_nothing_before_them():
+    before = logits(toys.batch_of([(SOURCE, TARGET)], 1))
+    for t in range(len(TARGET)):
+        changed = [*TARGET]
+        changed[t] = 14
+        after = logits(toys.batch_of([(SOURCE, changed)], 1))
+        np.testing.assert_array_equal(before[0, : t + 1], after[0, : t + 1])
+        assert t + 1 == len(TARGET) or not np.allclose(before[0, t + 1], after[0, t + 1])
+
+
+def test_every_source_token_matters_to_every_target_position():
+    before = logits(toys.batch_of([(SOURCE, TARGET)], 1))
+    for s in range(len(SOURCE)):
+        changed = [*SOURCE]
+        changed[s] = 14
+        after = logits(toys.batch_of([(changed, TARGET)], 1))
+        assert (np.abs(before - after)[0, : len(TARGET)].max(-1) > 1e-6).all()
+
+
+def test_padding_changes_nothing():
+    tight = Batch(fill([SOURCE], 1, 4), fill([TARGET], 1, 5))
+    wide = toys.batch_of([(SOURCE, TARGET), (OTHER_SOURCE, OTHER_TARGET)], rows=3, length=20)
+    np.testing.assert_allclose(logits(wide)[0, :5], logits(tight)[0], atol=1e-5)
+    garbage = wide.source._replace(tokens=np.where(wide.source.segments, wide.source.tokens, 13))
+    np.testing.assert_array_equal(logits(wide._replace(source=garbage))[0, :5], logits(wide)[0, :5])
+
+
+def test_sentences_packed_into_a_row_do_not_see_each_other():
+    packed = Batch(side_by_side(SOURCE, OTHER_SOURCE), side_by_side(TARGET, OTHER_TARGET))
+    apart = toys.batch_of([(SOURCE, TARGET), (OTHER_SOURCE, OTHER_TARGET)], rows=2)
+    ours, alone = logits(packed), logits(apart)
+    np.testing.assert_allclose(ours[0, :5], alone[0, :5], atol=1e-5)
+    np.testing.assert_allclose(ours[0, 5:7], alone[1, :2], atol=1e-5)
+
+
+def test_the_shift_respects_segments():
+    assert shift_right(side_by_side(TARGET, OTHER_TARGET, 8)).tolist() == [[0, 7, 8, 6, 11, 0, 3, 0]]
+
+
+def test_the_embedding_of_padding_is_never_looked_up():
+    table = PARAMS["params"]["embedding"]["table"]
+    gradient = jax.grad(lambda p: logits(toys.batch_of([(SOURCE, TARGET)], 2), p)[0, :5, 1:].sum())(PARAMS)
+    assert not gradient["params"]["embedding"]["table"][0].any()
+    assert gradient["params"]["embedding"]["table"][5].any()
+    assert table[0].any()  # it stands in the softmax all the same
+
+
+def test_an_empty_row_gives_numbers():
+    assert np.isfinite(logits(toys.batch_of([(SOURCE, TARGET)], rows=4))).all()
+
+
+# ------------------------------------------------------------------------------ Dropout
+
+
+def test_dropout_is_off_unless_training_and_new_for_every_key():
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    apply = lambda key: logits(batch, train=True, rngs={"dropout": jax.random.key(key)})  # noqa: E731
+    np.testing.assert_array_equal(apply(0), apply(0))
+    assert not np.allclose(apply(0), apply(1))
+    np.testing.assert_array_equal(logits(batch), logits(batch, train=False))
+
+
+def test_dropout_stands_on_sublayers_and_on_embeddings_and_nowhere_else():
+    """3 of each decoder layer, 2 of each encoder layer, 1 a stack: counted in the program, layers unrolled."""
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    program = jax.make_jaxpr(lambda p, k: logits(batch, p, train=True, rngs={"dropout": k}))(PARAMS, jax.random.key(0))
+    shapes = dropout_shapes(program.jaxpr)
+    assert shapes == {(4, 8, 8): 2 + 2 + 3}  # the loop over layers holds each layer's body once
+
+
+def dropout_shapes(jaxpr):
+    """How many masks of each shape a program draws: each begins by comparing hashed bits with the rate."""
+    found = {}
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    for shape, count in dropout_shapes(inner).items():
+                        found[shape] = found.get(shape, 0) + count
+        if equation.primitive.name == "ge" and equation.invars[0].aval.dtype == np.uint32:
+            shape = equation.outvars[0].aval.shape
+            found[shape] = found.get(shape, 0) + 1
+    return found
+
+
+# ------------------------------------------------------------------------------ What can be asked for
+
+
+def test_attention_weights_leave_on_request():
+    batch = toys.batch_of([(SOURCE, TARGET)], rows=2)
+    same, kept = logits(batch, mutable=["intermediates"])
+    np.testing.assert_array_equal(same, logits(batch))
+    kept = kept["intermediates"]
+    encoder, self_, cross = (
+        kept[stack][kind]["weights"][0]
+        for stack, kind in (
+            ("encoder", "self_attention"),
+            ("decoder", "self_attention"),
+            ("decoder", "cross_attention"),
+        )
+    )
+    for weights in (encoder, self_, cross):
+        assert weights.shape == (2, 2, 3, 8, 8)  # N B H T S
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert not encoder[:, 0, :, :4, 4:].any() and not cross[:, 0, :, :5, 4:].any()
+    assert not np.triu(self_[0, 0, 0, :5, :5], 1).any()
+
+
+def test_attention_weights_cost_nothing_when_nobody_asks():
+    batch = toys.batch_of([(SOURCE, TARGET)], rows=2)
+    outputs = jax.jit(logits).lower(batch, PARAMS).compile().cost_analysis()
+    asked = jax.jit(lambda b, p: logits(b, p, mutable=["intermediates"])).lower(batch, PARAMS).compile().cost_analysis()
+    assert outputs["bytes accessed"] < asked["bytes accessed"]
+
+
+def test_bfloat16_is_near_float32():
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    half = toys.config(dtype="bfloat16").build().apply(PARAMS, batch.source, batch.target)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, logits(batch), atol=0.15)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(PARAMS))
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+def test_unrolling_changes_nothing(unroll):
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    ours = toys.config(unroll=unroll).build().apply(PARAMS, batch.source, batch.target)
+    np.testing.assert_allclose(ours, logits(batch), atol=1e-5)
+
+
+def test_learned_positions_end_where_their_table_ends():
+    config = toys.config(positions="learned", max_length=6)
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    with pytest.raises(UserError, match="8 tokens do not fit the 6 learned positions"):
+        config.build().init(jax.random.key(0), batch.source, batch.target)
+
+
+def test_weights_begin_as_the_paper_says():
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    config = TransformerConfig(vocab_size=1000, num_layers=2, d_model=64, d_ff=128, num_heads=4, d_k=16, d_v=16)
+    params = unboxed(config.build().init(jax.random.key(0), batch.source, batch.target))["params"]
+    np.testing.assert_allclose(params["embedding"]["table"].std(), 64**-0.5, rtol=0.02)
+    query = params["decoder"]["self_attention"]["query"]["weight"]  # [N D H k]: fans 64 in, 64 out
+    assert query.shape == (2, 64, 4, 16)
+    np.testing.assert_allclose(np.abs(query).max(), np.sqrt(6 / 128), rtol=0.01)
+    inner = params["encoder"]["feed_forward"]["inner"]["weight"]  # fans 64 in, 128 out
+    np.testing.assert_allclose(np.abs(inner).max(), np.sqrt(6 / 192), rtol=0.01)
+    assert not np.array_equal(query[0], query[1])
