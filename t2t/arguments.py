@@ -97,7 +97,7 @@ def build_parser(
         made = places.add_parser(verb.name, help=verb.about, description=verb.about, allow_abbrev=False)
         made.set_defaults(action=verb.action)
         for option in verb.options:
-            choices = {"choices": names} if names and option.how.get("metavar") == "NAME" else {}
+            choices: dict[str, Any] = {"choices": names} if names and option.how.get("metavar") == "NAME" else {}
             made.add_argument(option.name, **option.how, **choices)
         if verb.knobs:
             made.usage = f"{made.format_usage().removeprefix('usage: ').strip()} [--KNOB VALUE ...]"

@@ -17,7 +17,7 @@ def keep_compiled() -> None:
     JAX compiles again what it cannot read back, such as an entry torn by a crash, but would leave it in place for ever
     and does not name it. So one damaged entry empties the cache, and what is compiled next is kept again.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
     folder = cache_folder() / "compiled" / _machine()
     try:

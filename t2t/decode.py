@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +56,7 @@ class Found(NamedTuple):
     scores: jax.Array  # [B K]
 
 
-def length_penalty(length: jax.Array | int, alpha: float) -> jax.Array:
+def length_penalty(length: jax.Array | int, alpha: jax.Array | float) -> jax.Array:
     """((5 + |Y|) / 6)^α of Wu et al. 2016; the length counts EOS."""
     return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
 
@@ -68,7 +67,7 @@ def length_penalty(length: jax.Array | int, alpha: float) -> jax.Array:
 class Beams(NamedTuple):
     """What beam search carries from token to token."""
 
-    index: jax.Array  # tokens generated so far
+    length: jax.Array  # tokens generated so far
     living: jax.Array  # int32 [B K T]: hypotheses that go on
     log_probs: jax.Array  # [B K] of the living
     finished: jax.Array  # int32 [B K T]: the best that ended
@@ -101,7 +100,7 @@ def beam_search(
     state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache)
 
     def advance(state: Beams) -> Beams:
-        last = jnp.where(state.index == 0, PAD, state.living[:, :, state.index - 1])
+        last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
         logits, cache = model.apply(params, state.cache, last, method="step")
         return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha)
 
@@ -121,8 +120,8 @@ def _next_beams(axes: dict[str, str], state: Beams, logits: jax.Array, limits: j
     top, choice = jax.lax.top_k(log_probs.reshape(b, k * v), 2 * k)
     beam, token = choice // v, choice % v
     tokens = _take(state.living, beam, 1)
-    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.index, axis=2)
-    length = state.index + 1
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.length, axis=2)
+    length = state.length + 1
 
     ends = (token == EOS) & (jnp.arange(2 * k) < k) & (length <= limits)[:, None] & ~state.done[:, None]
     ended = jnp.where(ends, top / length_penalty(length, alpha), NEVER)
@@ -238,7 +237,7 @@ def _one_by_one(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def forced_scores(model: nn.Module, params: Params, batch: Batch) -> jax.Array:
+def forced_scores(model: Any, params: Params, batch: Batch) -> jax.Array:
     """Log p(target | source) of each row of a batch of one sentence a row, in nats: [B]."""
     log_probs = jax.nn.log_softmax(model.apply(params, batch.source, batch.target))
     chosen = jnp.take_along_axis(log_probs, batch.target.tokens[..., None], axis=-1)[..., 0]

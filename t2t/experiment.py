@@ -19,6 +19,7 @@ from t2t.data.task import Task
 from t2t.decode import DecodingConfig
 from t2t.errors import UserError, unknown
 from t2t.knobs import Count, Probability, Range, Whole
+from t2t.models import Architecture
 from t2t.models.transformer import TransformerConfig
 from t2t.optimizer import OptimizerConfig
 from t2t.sharding import MeshConfig
@@ -31,7 +32,7 @@ class Experiment:
     name: str  # what it is launched by
     reports: str  # the number of the paper that this reproduces, in words
     task: Task
-    model: TransformerConfig = TransformerConfig()
+    model: Architecture = TransformerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     batching: BatchingConfig = BatchingConfig()
     decoding: DecodingConfig = DecodingConfig()

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from t2t.knobs import Count, NonNegative, Positive, Probability
 
@@ -22,10 +23,12 @@ class OptimizerConfig:
 
     def build(self, d_model: int) -> optax.GradientTransformation:
         """Adam with the paper's schedule, behind gradient clipping if that is on."""
-        adam = optax.adam(lambda count: self.rate(count + 1, d_model), self.beta1, self.beta2, self.epsilon)
+        adam = optax.adam(
+            lambda count: self.rate(jnp.asarray(count) + 1, d_model), self.beta1, self.beta2, self.epsilon
+        )
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam) if self.clip_norm else adam
 
-    def rate(self, step: jax.Array | int, d_model: int) -> jax.Array:
+    def rate(self, step: ArrayLike, d_model: int) -> jax.Array:
         """Equation (3) at `step`, counted from 1: d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5)."""
         step = jnp.asarray(step, jnp.float32)
         return self.scale * d_model**-0.5 * jnp.minimum(step**-0.5, step * self.warmup_steps**-1.5)

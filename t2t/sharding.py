@@ -59,7 +59,7 @@ class MeshConfig:
     model: Count = 1  # devices over which heads, d_ff and the vocabulary are split
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list[Any]:
     """All devices of the platform JAX chose.
 
     Raises:
@@ -68,7 +68,7 @@ def devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.values.get("jax_platforms")
         reason = (str(error).splitlines() or ["JAX has no plugin for it"])[0]
         raise UserError(f"no device of platform {wanted!r} here (JAX_PLATFORMS): {reason}") from None
 

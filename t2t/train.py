@@ -61,7 +61,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
 
     The gradient is that of the smoothed loss per target token of the batch. The sums are those of `cross_entropy`.
     """
-    model = experiment.model.build()
+    model: Any = experiment.model.build()
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
 
     def loss(params: Any) -> tuple[jax.Array, Sums]:
@@ -236,7 +236,7 @@ def _rate(experiment: Experiment, step: int) -> float:
 def _signals() -> Iterator[list[int]]:
     """A list that holds the signal after SIGTERM or SIGINT came. A second one ends the process as usual."""
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, _: Any) -> None:
         came.append(number)

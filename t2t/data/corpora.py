@@ -158,12 +158,12 @@ def parallel(source: Path, target: Path) -> Iterator[Pair]:
     sources, targets = read_lines(source), read_lines(target)
     count = 0
     while True:
-        pair = next(sources, None), next(targets, None)
-        if pair[0] is None or pair[1] is None:
+        ends = next(sources, None), next(targets, None)
+        if ends[0] is None or ends[1] is None:
             break
         count += 1
-        yield Pair(*pair)
-    left = [count + (pair[i] is not None) + sum(1 for _ in rest) for i, rest in enumerate((sources, targets))]
+        yield Pair(ends[0], ends[1])
+    left = [count + (ends[i] is not None) + sum(1 for _ in rest) for i, rest in enumerate((sources, targets))]
     if left[0] != left[1]:
         raise UserError(f"{source} has {left[0]} lines, but {target} has {left[1]}: they must match line by line")
     if not count:

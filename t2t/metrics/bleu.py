@@ -1,6 +1,7 @@
 """BLEU and chrF by sacreBLEU, each under its own name and with its signature: a bare "BLEU" says too little."""
 
-import sacrebleu.metrics
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from t2t.metrics import Score
 
@@ -10,7 +11,7 @@ def scores(hypotheses: list[str], references: list[str]) -> dict[str, Score]:
 
     `sacrebleu` is BLEU with sacreBLEU's defaults (13a tokens, cased, exponential smoothing); `chrf` is chrF2.
     """
-    metrics = {"sacrebleu": sacrebleu.metrics.BLEU(), "chrf": sacrebleu.metrics.CHRF()}
+    metrics = {"sacrebleu": BLEU(), "chrf": CHRF()}
     found = {}
     for name, metric in metrics.items():
         value = metric.corpus_score(hypotheses, [references]).score

@@ -1,1 +1,28 @@
-"""Architectures: one file each. Each has a frozen config whose `build()` gives the Flax module."""
+"""Architectures: one file each, a frozen config and the Flax module that it builds."""
+
+from typing import Protocol
+
+import flax.linen as nn
+
+
+class Architecture(Protocol):
+    """A frozen dataclass of an architecture's knobs.
+
+    The module that it builds is called with source [B S], target [B T] (`t2t.batch.Sequences`) and `train`, and gives
+    logits [B T V]. For decoding it has `encode`, `start` and `step` and names the axes of its cache by `cache_axes`, as
+    `t2t.models.transformer.Transformer` does.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """V: word pieces shared by source and target."""
+        ...
+
+    @property
+    def d_model(self) -> int:
+        """The width that the learning rate is scaled by (equation 3)."""
+        ...
+
+    def build(self) -> nn.Module:
+        """The module."""
+        ...
