@@ -1,0 +1,53 @@
+"""Every command of the README runs, and every file it names is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+SETUP = [line for line in COMMANDS if line.startswith("pip install")]
+SHORT = " --train_steps 5 --checkpoint_every 1 --final_evaluation none"
+
+
+def shell(command, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "T2T_DATA": str(folder / "cache")}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working directory in which the quickstart has been trained, for a few steps."""
+    folder = tmp_path_factory.mktemp("readme")
+    done = shell(f"t2t train quickstart{SHORT}", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_two_commands_are_what_continuous_integration_runs():
+    assert SETUP == ["pip install -e . && t2t train quickstart", "pip install -e '.[test]' && pytest"]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script and 'eval "$tests"' in script and 'eval "$main_job' in script
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in SETUP])
+def test_a_command_runs(command, folder):
+    command = command.split("  #")[0].rstrip()
+    done = shell(command + SHORT if "t2t train" in command else command, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or "train" in command or ">" in command
+
+
+def test_the_files_it_names_are_there():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+    (block,) = (block for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if block.startswith("t2t/"))
+    for name in re.findall(r"[\w/]+\.py", block):
+        assert any(path.as_posix().endswith(name) for path in ROOT.rglob("*.py")), name
