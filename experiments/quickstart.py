@@ -1,4 +1,8 @@
-"""The whole system in minutes on two CPU cores: English to German, on sentences that come with t2t."""
+"""The whole system in minutes on two CPU cores: English to German, on sentences that come with t2t.
+
+No dropout: in four epochs so small a model does not learn the sentences by heart, and with dropout it learned more
+slowly at each setting tried.
+"""
 
 from t2t.data.batching import BatchingConfig
 from t2t.data.corpora import Embedded
@@ -13,23 +17,22 @@ QUICKSTART = register(
         reports="nothing in the paper: its architecture, small, on 40,000 short sentences",
         task=Translation(Embedded("quickstart"), "en", "de"),
         model=TransformerConfig(
-            vocab_size=4000,
-            num_layers=3,
+            vocab_size=2000,
+            num_layers=2,
             d_model=128,
-            d_ff=512,
+            d_ff=256,
             num_heads=4,
             d_k=32,
             d_v=32,
-            p_drop=0.1,
-            max_length=512,
+            p_drop=0.0,
             dtype="float32",
         ),
-        optimizer=OptimizerConfig(warmup_steps=400, scale=2.0),
-        batching=BatchingConfig(tokens=2048, max_length=32, shapes=3),
-        train_steps=1500,
+        optimizer=OptimizerConfig(warmup_steps=400, scale=0.6),
+        batching=BatchingConfig(tokens=768, max_length=32, shapes=4),
+        train_steps=3300,
         log_every=50,
-        evaluate_every=500,
+        evaluate_every=1100,
         checkpoint_every=100,
-        average=5,
+        average=8,
     )
 )

@@ -179,9 +179,9 @@ def commit() -> str:
 # ------------------------------------------------------------------------------ Metrics
 
 
-def tensorboard(run: Run) -> SummaryWriter:
-    """A writer of TensorBoard's event files, to be closed; used as a context manager it closes itself."""
-    return SummaryWriter(str(run.folder / "tensorboard"))
+def tensorboard(run: Run, step: int) -> SummaryWriter:
+    """A writer of TensorBoard's event files that hides what was written past `step`; a context manager."""
+    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
 
 
 def append_metrics(run: Run, row: dict[str, Any], board: SummaryWriter) -> None:

@@ -92,8 +92,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
     batches = TrainingBatches(prepared, experiment.batching, experiment.seed)
     dev = split_batches(read_split(experiment.task, "dev"), prepared.vocabulary, BATCH_TOKENS)
     where = run.open_for_training(folder, experiment, prepared, describe_devices(mesh))
-    checkpoints = checkpoint.manager(where.checkpoints, keep=max(2, experiment.average))
-    with jax.set_mesh(mesh), checkpoints, run.tensorboard(where) as board, _signals() as stop:
+    with jax.set_mesh(mesh), checkpoint.manager(where.checkpoints, max(2, experiment.average)) as checkpoints:
         state, position = _begin(experiment, mesh, checkpoints)
         before = int(state.step)
         run.cut_metrics(where, before)
@@ -105,24 +104,28 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
         log = Log(position["sums"])
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
-        for step, batch in enumerate(read, before + 1):
-            state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
-            log.add(sums)
-            if step % experiment.log_every == 0 or step == experiment.train_steps:
-                row = {"step": step, "split": "train", **log.close(step), "learning_rate": _rate(experiment, step)}
-                run.append_metrics(where, row, board)
-                show(step, row["loss"], row["tokens_per_second"])
-            if step % experiment.evaluate_every == 0 or step == experiment.train_steps:
-                with log.pause():
-                    row = {"step": step, "split": "dev", **perplexity(experiment.model.build(), state.params, dev)}
-                run.append_metrics(where, row, board)
-                say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
-            if step % experiment.checkpoint_every == 0 or step == experiment.train_steps or stop:
-                with log.pause():
-                    position = {"data": read.get_state(), "sums": log.total(step)}
-                    checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
-            if stop:
-                raise Stopped(f"{folder}: stopped after step {step:,} and saved; the same command goes on from here")
+        with run.tensorboard(where, before) as board, _signals() as stop:
+            for step, batch in enumerate(read, before + 1):
+                state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
+                log.add(sums)
+                last = step == experiment.train_steps
+                if last or step % experiment.log_every == 0:
+                    row = {"step": step, "split": "train", **log.close(step), "learning_rate": _rate(experiment, step)}
+                    run.append_metrics(where, row, board)
+                    show(step, row["loss"], row["tokens_per_second"])
+                if last or step % experiment.evaluate_every == 0:
+                    with log.pause():
+                        row = {"step": step, "split": "dev", **perplexity(experiment.model.build(), state.params, dev)}
+                    run.append_metrics(where, row, board)
+                    say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
+                if last or step % experiment.checkpoint_every == 0 or stop:
+                    with log.pause():
+                        position = {"data": read.get_state(), "sums": log.total(step)}
+                        checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
+                if stop:
+                    raise Stopped(
+                        f"{folder}: stopped after step {step:,} and saved; the same command goes on from here"
+                    )
     return where
 
 
