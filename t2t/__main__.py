@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped 
 """
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -12,15 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2t.arguments import OF_A_RUN, Option, Verb, build_parser, parse
+from t2t.arguments import IDENTITY, OF_A_RUN, Option, Verb, build_parser, parse
 from t2t.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # whatever the locale: text here has Greek letters, and other people's
     try:
         args = parse(VERBS, sys.argv[1:] if argv is None else argv)
-        return args.action(args) or 0
+        code = args.action(args) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"t2t: {error}", file=sys.stderr)
         return 2
@@ -35,22 +41,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _experiment(args: Args) -> Any:
     from t2t import experiment
 
+    if fixed := args.overrides.keys() & IDENTITY:
+        raise UserError(f"--{fixed.pop()} is what an experiment is known by, not a knob")
     return experiment.override(experiment.get(args.name), args.overrides)
 
 
 def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
-    from t2t import checkpoint, compilation, experiment, run
+    from t2t import checkpoint, compilation, experiment, knobs, memory, run
 
+    average = knobs.read(args.average, knobs.Count, "average")
     if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
         raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.* and --task.* can")
     found, kept, vocabulary = run.load(Path(args.run))
     short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}
     given = {path: getattr(args, name) for name, path in short.items() if getattr(args, name, None) is not None}
+    if twice := given.keys() & args.overrides.keys():
+        raise UserError(f"--{twice.pop()} is given twice")
     tree = experiment.override(kept, {**given, **args.overrides})
     compilation.keep_compiled()
-    params, steps = checkpoint.load_params(found.checkpoints, tree, args.average)
-    return found, tree, vocabulary, params, steps
+    memory.keep_freed_memory()
+    params, steps = checkpoint.load_params(found.checkpoints, kept, average)
+    return found, tree, vocabulary, params, run.averaged(found) or steps
 
 
 # ------------------------------------------------------------------------------ Verbs on experiments
@@ -111,12 +123,13 @@ def train(args: Args) -> int:
     folder = Path(args.run or f"runs/{tree.name}")
     say(
         f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
-        "about half a minute on two CPU cores; near nothing if it was compiled here before"
+        "about half a minute on two CPU cores; seconds if it was compiled here before"
     )
-    from t2t import compilation
+    from t2t import compilation, memory
     from t2t import train as training
 
     compilation.keep_compiled()
+    memory.keep_freed_memory()
     try:
         with Progress(tree.train_steps) as progress:
             run = training.train(tree, folder, say, progress.show)
@@ -134,12 +147,16 @@ def _final_evaluation(run: Any, tree: Any) -> None:
     from t2t.data.vocabulary import Vocabulary
     from t2t.progress import say
 
-    average = min(tree.average, len(checkpoint.steps(run.checkpoints)))
+    average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree.checkpoint_every)))
+    if average < tree.average:
+        say(
+            f"{run.folder} has {average} checkpoint(s): the mean of these is evaluated, not of --average {tree.average}"
+        )
     params, steps = checkpoint.load_params(run.checkpoints, tree, average)
     vocabulary = Vocabulary.load(run.vocabulary)
-    found = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
+    found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
     _print_evaluation(found)
-    for source, hypothesis, reference in evaluate.samples(Path(found["folder"]), 5):
+    for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
         print(f"\nsource      {source}\noutput      {hypothesis}\nreference   {reference}")
     print(f"\nrun         {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
     print(f'try next    echo "Where is the station?" | t2t translate {run.folder} --average {average}')
@@ -150,7 +167,8 @@ def _final_evaluation(run: Any, tree: Any) -> None:
 def _print_evaluation(found: dict[str, Any]) -> None:
     steps = found["checkpoints"]
     weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
-    print(f"{found['split']} split, weights: {weights}; beam {found['beam']}, alpha {found['alpha']:g}")
+    how = found["decoding"]
+    print(f"{found['split']} split, weights: {weights}; beam {how['beam']}, alpha {how['alpha']:g}")
     print(f"perplexity  {found['perplexity']:.2f} per token, unsmoothed")
     for name, score in found["scores"].items():
         print(f"{name:<11} {score['score']:.2f} ({score['signature']})")
@@ -166,7 +184,7 @@ def evaluate(args: Args) -> None:
     from t2t.progress import say
 
     run, tree, vocabulary, params, steps = _loaded(args)
-    found = evaluate.evaluate(run, tree, vocabulary, params, steps, args.split, say)
+    found, _ = evaluate.evaluate(run, tree, vocabulary, params, steps, args.split, say)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -184,6 +202,10 @@ def translate(args: Args) -> int:
     given = {name: value for name, value in draws.items() if value is not None}
     if given and not args.sample:
         raise UserError(f"--{next(iter(given))} goes with --sample")
+    if args.sample and (args.beam or args.alpha):
+        raise UserError("--beam and --alpha search for the best output; with --sample it is drawn")
+    if sys.stdin is None:
+        raise UserError("standard input is closed: lines to translate are read from it")
     sampling = override(SamplingConfig(), given) if args.sample else None
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
     wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
@@ -198,7 +220,7 @@ def score(args: Args) -> None:
 
     pairs = list(parallel(Path(args.source), Path(args.target)))
     _, tree, vocabulary, params, _ = _loaded(args)
-    values = evaluate.score_pairs(tree.model.build(), params, vocabulary, pairs)
+    values = evaluate.score_pairs(tree.model, params, vocabulary, pairs)
     if args.json:
         rows = [{**pair._asdict(), "log_probability": value} for pair, value in zip(pairs, values, strict=True)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -212,10 +234,10 @@ def average(args: Args) -> None:
     from t2t import checkpoint
     from t2t import run as runs
 
-    folder = Path(args.to or f"{args.run.rstrip('/')}-average{args.average}")
     run, _, _, params, steps = _loaded(args)
-    new = runs.derive(run, folder, averaged=steps)
-    checkpoint.save_params(new.checkpoints, steps[-1], params)
+    folder = Path(args.to or f"{run.folder}-average{len(steps)}")
+    with runs.derive(run, folder, steps) as new:
+        checkpoint.save_params(new.checkpoints, steps[-1], params)
     print(folder)
 
 
@@ -235,7 +257,7 @@ def completion(args: Args) -> None:
 NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
 RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/quickstart"})
 JSON = Option("--json", {"action": "store_true", "help": "JSON on standard output"})
-LAST = {"type": int, "default": 1, "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
+LAST = {"default": "1", "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
 AVERAGE = Option("--average", LAST)
 BEAM = Option("--beam", {"metavar": "K", "help": "hypotheses kept a sentence; 1 is greedy decoding"})
 ALPHA = Option("--alpha", {"metavar": "A", "help": "exponent of the length penalty"})
@@ -302,7 +324,6 @@ VERBS = (
         "log-probability (nats) of each line of TARGET as a translation of the same line of SOURCE",
         score,
         (RUN, Option("source", {"metavar": "SOURCE"}), Option("target", {"metavar": "TARGET"}), AVERAGE, JSON),
-        "run",
     ),
     Verb(
         "average",
@@ -310,10 +331,9 @@ VERBS = (
         average,
         (
             RUN,
-            Option("--average", {**LAST, "default": 5, "help": "how many; default 5"}),
+            Option("--average", {**LAST, "default": "5", "help": "how many; default 5"}),
             Option("--to", {"metavar": "DIR", "help": "the new run folder; default: RUN-averageN"}),
         ),
-        "run",
     ),
     Verb(
         "completion",

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from t2t.errors import UserError, unknown
 
 OF_A_RUN = ("decoding.", "task.")  # knobs that can still change when a run is trained
+IDENTITY = {"name", "reports", "table", "base"}  # fields of an experiment that are no knobs
 
 
 class Option(NamedTuple):
@@ -47,7 +48,7 @@ def parse(verbs: Sequence[Verb], argv: Sequence[str]) -> argparse.Namespace:
     verb = named.get(argv[0]) if argv else None
     if verb and verb.knobs and {"-h", "--help"} & set(argv):
         print(build_parser([verb])[1][verb.name].format_help())
-        print(_knob_help(argv[1:]))
+        print(_knob_help(verb, argv[1:]))
         raise SystemExit(0)
     words, overrides = _take_knobs(verb, argv) if verb else (list(argv) or ["--help"], {})
     args = build_parser(verbs)[0].parse_args(words)
@@ -72,8 +73,12 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
     return words, overrides
 
 
-def _knob_help(words: Sequence[str]) -> str:
-    """Every knob with type, value and comment: of the experiment among `words`, or else the defaults, the paper's."""
+def _takes(verb: Verb, knob: str) -> bool:
+    return knob not in IDENTITY and (verb.knobs == "experiment" or knob.startswith(OF_A_RUN))
+
+
+def _knob_help(verb: Verb, words: Sequence[str]) -> str:
+    """Each knob of the verb with type, value and comment: the named experiment's, or else the defaults, the paper's."""
     from t2t import experiment, knobs
 
     found = [experiment.registered()[w] for w in words if w in experiment.registered()]
@@ -82,7 +87,8 @@ def _knob_help(words: Sequence[str]) -> str:
     title = f"knobs of {tree.name}" if found else "knobs, with the values of the paper's base where it has one"
     lines = [f"{title}:"]
     for path, (value, declared, comment) in experiment.leaves(tree).items():
-        lines += [f"  --{path} {value}", f"        {comment} [{knobs.describe(declared)}]"]
+        if _takes(verb, path):
+            lines += [f"  --{path} {value}", f"        {comment} [{knobs.describe(declared)}]"]
     return "\n".join(lines)
 
 
@@ -102,7 +108,7 @@ def build_parser(
         if verb.knobs:
             made.usage = f"{made.format_usage().removeprefix('usage: ').strip()} [--KNOB VALUE ...]"
             for knob in knobs:
-                if verb.knobs == "experiment" or knob.startswith(OF_A_RUN):
+                if _takes(verb, knob):
                     made.add_argument(f"--{knob}")
         parsers[verb.name] = made
     return parser, parsers

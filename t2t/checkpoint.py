@@ -4,6 +4,7 @@ A checkpoint has three items: `params`, `optimizer` and `position` (where the da
 and averaging read the weights alone.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,26 @@ import orbax.checkpoint as ocp
 from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.experiment import Experiment
-from t2t.sharding import unboxed
+from t2t.sharding import devices, unboxed
+
+# Orbax warns that a folder opened for reading is read-only; what goes wrong it raises.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """Orbax's manager of a run's checkpoints; it keeps the last `keep`, or all."""
+def writer(folder: Path, keep: int) -> ocp.CheckpointManager:
+    """Orbax's manager of the checkpoints of a run in training; it keeps the last `keep`."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
+def reader(folder: Path) -> ocp.CheckpointManager:
+    """One that changes nothing: a run may be in training while it is read."""
+    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+
+
 def save_params(folder: Path, step: int, params: Any) -> None:
     """A checkpoint of weights alone: enough to decode, not to go on training."""
-    with manager(folder) as checkpoints:
+    with writer(folder, keep=1) as checkpoints:
         checkpoints.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
 
@@ -58,7 +67,7 @@ def restore(
 def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     try:
         return checkpoints.restore(step, args=items)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot read the checkpoint {Path(checkpoints.directory) / str(step)}: {reason}") from None
 
@@ -70,8 +79,10 @@ def abstract_params(experiment: Experiment) -> Any:
     return jax.eval_shape(experiment.model.build().init, jax.random.key(0), sequences, sequences)
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint in `folder`, ascending.
+def steps(folder: Path, every: int) -> list[int]:
+    """The steps of the checkpoints in `folder` that count for averages, ascending: each `every` steps, and the last.
+
+    One that was written because a signal came, or because an earlier part of the run ended there, does not count.
 
     Raises:
         UserError: there is none.
@@ -79,7 +90,7 @@ def steps(folder: Path) -> list[int]:
     found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not found:
         raise UserError(f"no checkpoint in {folder}: train first")
-    return found
+    return [step for step in found if step % every == 0 or step == found[-1]]
 
 
 def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple[Any, list[int]]:
@@ -88,14 +99,15 @@ def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple
     Raises:
         UserError: fewer checkpoints than `average`, or one that cannot be read.
     """
-    chosen = steps(folder)[-average:]
-    if len(chosen) < average:
-        raise UserError(f"{folder} has {len(chosen)} checkpoint(s), too few to average {average}")
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    there = steps(folder, experiment.checkpoint_every)
+    if len(there) < average:
+        raise UserError(f"{folder} has {len(there)} checkpoint(s), too few to average {average}")
+    chosen = there[-average:]
+    one = jax.sharding.SingleDeviceSharding(devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), unboxed(abstract_params(experiment))
     )
-    with manager(folder) as checkpoints:
+    with reader(folder) as checkpoints:
         total = None
         for step in chosen:
             params = _read(checkpoints, step, ocp.args.Composite(params=ocp.args.StandardRestore(shapes)))["params"]

@@ -6,7 +6,7 @@ Everything works on any model with `encode`, `start`, `step` and `cache_axes`; K
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 
 from t2t.batch import EOS, PAD, Batch, Sequences
 from t2t.data.batching import evaluation_length, fill
-from t2t.knobs import Count, NonNegative, Positive, Whole
+from t2t.knobs import Count, NonNegative, Range, Whole
 
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
@@ -28,7 +28,7 @@ class DecodingConfig:
     beam: Count = 4  # K: hypotheses kept a sentence; 1 is greedy decoding
     alpha: NonNegative = 0.6  # α: exponent of the length penalty
     extra_length: Whole = 50  # tokens: the output is at most this much longer than the input
-    max_input: Count = 512  # tokens with EOS: a longer input is split or cut
+    max_input: Annotated[int, Range(low=2)] = 512  # tokens with EOS: a longer input is split or cut
     rows: Count = 128  # sentences decoded at a time
 
 
@@ -36,17 +36,17 @@ class DecodingConfig:
 class SamplingConfig:
     """Draws outputs instead of searching for the best."""
 
-    temperature: Positive = 1.0  # divides the logits; below 1 sharpens the distribution
+    temperature: Annotated[float, Range(low=1e-3)] = 1.0  # divides the logits; below 1 sharpens the distribution
     top_k: Whole = 0  # pieces: draw among this many most likely ones; 0: all
-    nucleus: Positive = 1.0  # probability: draw among the fewest pieces that hold it together; 1: all
-    seed: Whole = 0  # of the draws; a sentence's draws depend on the seed and its number alone
+    nucleus: Annotated[float, Range(low=0, high=1, above=True)] = 1.0  # probability held by those drawn among
+    seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of the draws; a sentence's depend on it and its number alone
 
 
 class Hypothesis(NamedTuple):
-    """An output as token ids without EOS, and what it is ranked by: log-probability over the length penalty."""
+    """An output as token ids without EOS, and what it is ranked by."""
 
     tokens: list[int]
-    score: float
+    score: float  # log-probability over the length penalty; of a drawn output, the plain log-probability
 
 
 class Found(NamedTuple):
@@ -162,9 +162,13 @@ def _take(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_length"))
-def greedy(model: Any, params: Params, source: Sequences, limits: jax.Array, max_length: int) -> Found:
-    """The most likely next token, until EOS or the limit. The score is the log-probability of the output."""
-    return _one_by_one(model, params, source, limits, max_length, lambda logits, index: logits.argmax(-1))
+def greedy(
+    model: Any, params: Params, source: Sequences, limits: jax.Array, alpha: jax.Array, max_length: int
+) -> Found:
+    """The most likely next token, until EOS or the limit: `beam_search` with one beam, without the search."""
+    found = _one_by_one(model, params, source, limits, max_length, lambda logits, index: logits.argmax(-1))
+    length = (found.tokens != PAD).sum(-1)
+    return Found(found.tokens, found.scores / length_penalty(length, alpha))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_length", "top_k"))
@@ -179,7 +183,7 @@ def sample(
     max_length: int,
     top_k: int,
 ) -> Found:
-    """Draws an output a row; keys [B] make row b's draws its own, whatever the batch. The score is as in `greedy`."""
+    """Draws an output a row; keys [B] make row b's draws its own, whatever the batch. The score is log p(output)."""
 
     def draw(logits: jax.Array, index: jax.Array) -> jax.Array:
         allowed = restrict(logits / temperature, top_k, nucleus)
@@ -253,13 +257,16 @@ def decode(
     sources: list[list[int]],
     config: DecodingConfig,
     sampling: SamplingConfig | None = None,
-    first: int = 0,
+    numbers: list[tuple[int, int]] | None = None,
+    longest: int | None = None,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """Decodes token lists (EOS at the end of each) in batches by length: (index, hypotheses, best first), as each ends.
 
-    Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `first` numbers the first sentence
-    for its draws. Batches have few shapes, so indices do not come in order.
+    Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `numbers`, a pair a sentence, make its
+    draws its own. `longest` is the most tokens that the model takes. Batches have few shapes, so indices do not come in
+    order.
     """
+    draws = np.array(numbers or [(i, 0) for i in range(len(sources))], np.int32).reshape(-1, 2)
     lengths = np.array([evaluation_length(len(s)) for s in sources])
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
@@ -267,8 +274,8 @@ def decode(
         rows = _rows(len(chosen), config.rows)
         for begin in range(0, len(chosen), rows):
             part = chosen[begin : begin + rows]
-            batch = _Batch([sources[i] for i in part], part + first, rows, int(length))
-            found = _decode_batch(model, params, batch, config, sampling)
+            batch = _Batch([sources[i] for i in part], draws[part], rows, int(length))
+            found = _decode_batch(model, params, batch, config, sampling, longest)
             tokens, scores = jax.device_get(found)
             for row, i in enumerate(part):
                 yield int(i), _hypotheses(tokens[row], scores[row])
@@ -276,7 +283,7 @@ def decode(
 
 class _Batch(NamedTuple):
     sources: list[list[int]]  # at most `rows`
-    numbers: np.ndarray  # which sentences of the input they are
+    numbers: np.ndarray  # [sentences 2], what makes their draws their own
     rows: int
     length: int
 
@@ -287,20 +294,31 @@ def _rows(sentences: int, most: int) -> int:
 
 
 def _decode_batch(
-    model: Any, params: Params, batch: _Batch, config: DecodingConfig, sampling: SamplingConfig | None
+    model: Any,
+    params: Params,
+    batch: _Batch,
+    config: DecodingConfig,
+    sampling: SamplingConfig | None,
+    longest: int | None,
 ) -> Found:
     source = fill(batch.sources, batch.rows, batch.length)
-    limits, padded = np.zeros((2, batch.rows), np.int32)
+    limits = np.zeros(batch.rows, np.int32)
     limits[: len(batch.sources)] = [len(s) + config.extra_length for s in batch.sources]
+    limits = np.minimum(limits, longest or limits)
     max_length = batch.length + config.extra_length
     if sampling:
-        padded[: len(batch.numbers)] = batch.numbers
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), padded)
-        limited = min(sampling.nucleus, 1.0)
-        return sample(model, params, source, limits, keys, sampling.temperature, limited, max_length, sampling.top_k)
+        numbers = np.zeros((batch.rows, 2), np.int32)
+        numbers[: len(batch.numbers)] = batch.numbers
+        keys = jax.vmap(_key, (None, 0))(jax.random.key(sampling.seed), numbers)
+        how = (sampling.temperature, sampling.nucleus, max_length, sampling.top_k)
+        return sample(model, params, source, limits, keys, *how)
     if config.beam == 1:
-        return greedy(model, params, source, limits, max_length)
+        return greedy(model, params, source, limits, config.alpha, max_length)
     return beam_search(model, params, source, limits, config.beam, config.alpha, max_length)
+
+
+def _key(key: jax.Array, numbers: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1])
 
 
 def _hypotheses(tokens: np.ndarray, scores: np.ndarray) -> list[Hypothesis]:

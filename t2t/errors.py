@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MOST = 30  # names that a message lists
+
 
 class UserError(Exception):
     """Says what was given, what is allowed and, where there is one, the nearest match."""
@@ -12,5 +14,6 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is none of `allowed`: names the near misses, or else all that is allowed."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(allowed)}"
+    more = f" and {len(allowed) - MOST} more" if len(allowed) > MOST else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(allowed[:MOST])}{more}"
     return UserError(f"no {what} {given!r}; {hint}")

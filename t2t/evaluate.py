@@ -1,22 +1,24 @@
 """A split under a model: perplexity by teacher forcing, then outputs, then scores."""
 
+import dataclasses
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from t2t.batch import Batch
 from t2t.data.batching import evaluation_batches
-from t2t.data.task import Pair, Task
+from t2t.data.task import Pair
 from t2t.data.vocabulary import Vocabulary
 from t2t.decode import decode, forced_scores
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
+from t2t.models import Architecture
 from t2t.run import Run, write_evaluation
 
 Say = Callable[[str], None]
@@ -30,19 +32,41 @@ def batch_sums(model: Any, params: Any, batch: Batch) -> Sums:
     return cross_entropy(logits, batch.target.tokens, batch.target.segments, 0.0)
 
 
-def read_split(task: Task, split: str) -> list[Pair]:
-    """All pairs of a split; a line without text on either side stays in its place."""
-    pairs = list(task.pairs(split))
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split as text and as tokens, EOS at the end of each."""
+
+    name: str
+    pairs: list[Pair]
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+    def batches(self) -> list[Batch]:
+        """Batches of few shapes, nothing left out."""
+        return [batch for _, batch in evaluation_batches(self.sources, self.targets, BATCH_TOKENS)]
+
+
+def read_split(experiment: Experiment, vocabulary: Vocabulary, name: str) -> Split:
+    """All pairs of a split; a line without text on either side stays in its place.
+
+    Raises:
+        UserError: its files are missing, broken or empty, or a sentence has more tokens than the model takes.
+    """
+    pairs = list(experiment.task.pairs(name))
     if not pairs:
-        raise UserError(f"the {split} split is empty")
-    return pairs
+        raise UserError(f"the {name} split is empty")
+    sources, targets = (vocabulary.encode(list(side)) for side in zip(*pairs, strict=True))
+    check_lengths(experiment.model, [*sources, *targets], f"the {name} split")
+    return Split(name, pairs, sources, targets)
 
 
-def split_batches(pairs: list[Pair], vocabulary: Vocabulary, tokens: int) -> list[Batch]:
-    """A split as batches of few shapes, nothing left out."""
-    sources = vocabulary.encode([p.source for p in pairs])
-    targets = vocabulary.encode([p.target for p in pairs])
-    return [batch for _, batch in evaluation_batches(sources, targets, tokens)]
+def check_lengths(model: Architecture, sentences: list[list[int]], where: str) -> None:
+    """Raises UserError when a sentence has more tokens than the model has positions for."""
+    longest = max(map(len, sentences), default=0)
+    if model.longest is not None and longest > model.longest:
+        raise UserError(
+            f"{where} has a sentence of {longest} tokens; the model takes {model.longest} (--model.max_length)"
+        )
 
 
 def perplexity(model: Any, params: Any, batches: list[Batch]) -> dict[str, float]:
@@ -67,50 +91,45 @@ def averages(total: dict[str, float]) -> dict[str, float]:
 
 
 def evaluate(
-    run: Run, experiment: Experiment, vocabulary: Vocabulary, params: Any, steps: list[int], split: str, say: Say
-) -> dict[str, Any]:
-    """Perplexity, outputs and scores of a split, written below evaluations/ and returned.
+    run: Run, experiment: Experiment, vocabulary: Vocabulary, params: Any, steps: list[int], name: str, say: Say
+) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Perplexity, outputs and scores of a split, written below evaluations/.
 
-    `steps` are those of the checkpoints that `params` is the average of.
+    `steps` are those of the checkpoints that `params` is the average of. Returns what scores.json says with the
+    "folder" it lies in, and the (source, output, reference) of each pair.
+
+    Raises:
+        UserError: see `read_split`; or the run folder cannot be written.
     """
-    model = experiment.model.build()
-    pairs = read_split(experiment.task, split)
-    say(f"evaluating {len(pairs)} {split} pairs: perplexity")
-    found = perplexity(model, params, split_batches(pairs, vocabulary, BATCH_TOKENS))
-    how = experiment.decoding
-    say(f"evaluating {len(pairs)} {split} pairs: decoding with beam {how.beam}")
-    hypotheses = [""] * len(pairs)
-    for i, best in decode(model, params, vocabulary.encode([p.source for p in pairs]), how):
-        hypotheses[i] = vocabulary.decode(best[0].tokens)
-    references = [p.target for p in pairs]
-    scores = experiment.task.score(hypotheses, references)
+    split, model = read_split(experiment, vocabulary, name), experiment.model.build()
+    say(f"evaluating {len(split.pairs):,} {name} pairs: perplexity")
+    found = perplexity(model, params, split.batches())
+    say(f"evaluating {len(split.pairs):,} {name} pairs: decoding with beam {experiment.decoding.beam}")
+    outputs = [""] * len(split.pairs)
+    for i, best in decode(model, params, split.sources, experiment.decoding, longest=experiment.model.longest):
+        outputs[i] = vocabulary.decode(best[0].tokens)
+    references = [pair.target for pair in split.pairs]
     summary = {
-        "split": split,
+        "split": name,
         "perplexity": found["perplexity"],
-        "scores": {name: score._asdict() for name, score in scores.items()},
+        "scores": {name: score._asdict() for name, score in experiment.task.score(outputs, references).items()},
         "tokens": found["tokens"],
         "checkpoints": steps,
-        "beam": how.beam,
-        "alpha": how.alpha,
+        "decoding": dataclasses.asdict(experiment.decoding),
+        "data": experiment.task.fingerprint(name),
     }
-    texts = {"sources": [p.source for p in pairs], "hypotheses": hypotheses, "references": references}
-    name = f"{split}-step{steps[-1]}-average{len(steps)}-beam{how.beam}-alpha{how.alpha:g}"
-    folder = write_evaluation(run, name, texts, summary)
-    return {**summary, "folder": str(folder)}
+    # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
+    digest = hashlib.sha256(json.dumps([summary["data"], summary["decoding"]]).encode()).hexdigest()[:8]
+    texts = {"sources": [pair.source for pair in split.pairs], "hypotheses": outputs, "references": references}
+    folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", texts, summary)
+    return {**summary, "folder": str(folder)}, list(zip(*texts.values(), strict=True))
 
 
-def samples(folder: Path, count: int) -> list[tuple[str, str, str]]:
-    """(source, hypothesis, reference) of `count` sentences spread over an evaluation."""
-    kinds = ("sources", "hypotheses", "references")
-    texts = [(folder / f"{kind}.txt").read_text().splitlines() for kind in kinds]
-    chosen = np.linspace(0, len(texts[0]) - 1, count).astype(int)
-    return [(texts[0][i], texts[1][i], texts[2][i]) for i in chosen]
-
-
-def score_pairs(model: Any, params: Any, vocabulary: Vocabulary, pairs: list[Pair]) -> list[float]:
+def score_pairs(architecture: Architecture, params: Any, vocabulary: Vocabulary, pairs: list[Pair]) -> list[float]:
     """Log p(target | source) of each pair in nats, EOS counted."""
-    sources = vocabulary.encode([p.source for p in pairs])
-    targets = vocabulary.encode([p.target for p in pairs])
+    model: Any = architecture.build()
+    sources, targets = (vocabulary.encode(list(side)) for side in zip(*pairs, strict=True))
+    check_lengths(architecture, [*sources, *targets], "the input")
     found = [0.0] * len(pairs)
     for chosen, batch in evaluation_batches(sources, targets, BATCH_TOKENS):
         for i, value in zip(chosen, jax.device_get(forced_scores(model, params, batch)), strict=False):

@@ -193,10 +193,13 @@ def from_json(value: Any) -> Any:
     module, _, name = written.rpartition(".")
     if module.split(".")[0] not in ("t2t", "experiments"):
         raise UserError(f"an experiment is made of parts of t2t, not of {written!r}")
+    registered()  # so that `experiments` is the one beside this package, wherever we stand
     try:
         cls = getattr(importlib.import_module(module), name)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise TypeError("it is no part of an experiment")
+        for key in fields.keys() & knobs.hints(cls).keys():
+            knobs.check(fields[key], knobs.hints(cls)[key], f"{name}.{key}")
         return cls(**fields)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"this version of t2t cannot read {written} of an older or newer one: {error}") from None

@@ -1,4 +1,4 @@
-"""The run folder: what is written where. Nothing else in t2t writes into it but checkpoints (Orbax) and pictures.
+"""The run folder: what is written where. Nothing else in t2t writes into it but Orbax its checkpoints.
 
 experiment.json   the resolved experiment, versions, commit, device, fingerprints of vocabulary and data
 vocabulary/       sentencepiece model
@@ -14,7 +14,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from t2t.data.vocabulary import Vocabulary
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 
+UNFINISHED = ".unfinished"  # ends the name of what is still being written
 VERSIONS = ("t2t", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "sacrebleu")
 
 
@@ -62,15 +65,16 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,38 +85,50 @@ def write_json(path: Path, value: Any) -> None:
 # ------------------------------------------------------------------------------ Making and opening
 
 
-def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared, device: str) -> Run:
-    """The run folder of `experiment`, new or to be resumed, with its record and vocabulary written.
+def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared) -> Run:
+    """The run folder of `experiment`, to be begun or gone on with; nothing is written into it yet.
 
     Raises:
-        UserError: the folder holds something else, another experiment or other data, or cannot be written.
+        UserError: the folder holds something else, another experiment or other data, or cannot be made.
     """
     run = Run(folder)
-    if run.record.is_file():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = [path for path in folder.iterdir() if path.suffix != UNFINISHED]
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    if run.record in there:
         _refuse_another(run, experiment, prepared)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif there:
         raise UserError(f"{folder} is not empty and not a run folder: choose another with --run")
-    data = {"fingerprint": prepared.fingerprint, **prepared.report}
-    write_json(run.record, _record(experiment, prepared.vocabulary, device, data))
-    write(run.vocabulary, prepared.vocabulary.model)  # after the record: a folder with it can always be opened again
     return run
 
 
-def _record(experiment: Experiment, vocabulary: Vocabulary, device: str, data: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "experiment": experiments.to_json(experiment),
-        "vocabulary": vocabulary.fingerprint,
-        "data": data,
+def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, step: int) -> None:
+    """Writes record and vocabulary: training goes on after `step`. Each part of a run adds how it was made."""
+    record = _read_record(run) if run.record.is_file() else {"parts": []}
+    part = {
+        "after_step": step,
         "commit": commit(),
         "device": device,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
     }
+    record = {
+        "experiment": experiments.to_json(experiment),
+        "vocabulary": prepared.vocabulary.fingerprint,
+        "data": {"fingerprint": prepared.fingerprint, **prepared.report},
+        "parts": [*record["parts"], part],
+    }
+    write_json(run.record, record)
+    write(run.vocabulary, prepared.vocabulary.model)  # after the record: a folder with it can always be opened again
 
 
 def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
     record = _read_record(run)
-    before = experiments.from_json(record["experiment"])
+    if record.get("averaged"):
+        raise UserError(f"{run.folder} holds averaged weights only: it cannot be trained further")
+    before = _experiment(run, record)
     changed = {
         path: values
         for path, values in experiments.differences(before, experiment).items()
@@ -122,20 +138,30 @@ def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> Non
         path, (there, here) = next(iter(changed.items()))
         more = f" ({len(changed)} knobs differ)" if len(changed) > 1 else ""
         raise UserError(f"{run.folder} holds another experiment: {path} is {there} there, {here} here{more}; use --run")
-    if record.get("averaged"):
-        raise UserError(f"{run.folder} holds averaged weights only: it cannot be trained further")
     if record["data"]["fingerprint"] != prepared.fingerprint:
         raise UserError(f"{run.folder} was trained on other data: the training files have changed since; use --run")
 
 
 def _read_record(run: Run) -> dict[str, Any]:
     try:
-        return json.loads(run.record.read_text())
+        record = json.loads(run.record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = "" if run.folder.is_dir() else ", and no such folder"
         raise UserError(f"{run.folder} is not a run folder: no experiment.json in it{there}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{run.folder} is not a run folder: {run.record}: {error.strerror}") from None
+    except ValueError as error:
         raise UserError(f"{run.record} is damaged: {error}") from None
+    if not isinstance(record, dict) or not {"experiment", "vocabulary", "data", "parts"} <= record.keys():
+        raise UserError(f"{run.record} is damaged: it is not the record of a run")
+    return record
+
+
+def _experiment(run: Run, record: dict[str, Any]) -> Experiment:
+    found = experiments.from_json(record["experiment"])
+    if not isinstance(found, Experiment):
+        raise UserError(f"{run.record} is damaged: it holds no experiment")
+    return found
 
 
 def load(folder: Path) -> tuple[Run, Experiment, Vocabulary]:
@@ -149,17 +175,31 @@ def load(folder: Path) -> tuple[Run, Experiment, Vocabulary]:
     vocabulary = Vocabulary.load(run.vocabulary)
     if vocabulary.fingerprint != record["vocabulary"]:
         raise UserError(f"{run.vocabulary} is not the vocabulary this run was trained with")
-    return run, experiments.from_json(record["experiment"]), vocabulary
+    return run, _experiment(run, record), vocabulary
 
 
-def derive(run: Run, folder: Path, **facts: Any) -> Run:
-    """A new run folder with the record and the vocabulary of `run` and further facts in the record."""
+def averaged(run: Run) -> list[int]:
+    """The steps that the weights of a run folder made by `t2t average` are the mean of; [] for one that was trained."""
+    return _read_record(run).get("averaged", [])
+
+
+@contextlib.contextmanager
+def derive(run: Run, folder: Path, steps: list[int]) -> Iterator[Run]:
+    """A new run folder like `run`, for weights averaged over `steps`: what is written inside appears whole, at the end.
+
+    Raises:
+        UserError: there is something in its place already, or it cannot be written.
+    """
     if folder.exists():
-        raise UserError(f"{folder} exists: choose another folder")
-    new = Run(folder)
-    write(new.vocabulary, run.vocabulary.read_bytes())
-    write_json(new.record, {**_read_record(run), **facts})
-    return new
+        raise UserError(f"{folder} exists: choose another folder with --to")
+    new = Run(folder.with_name(f"{folder.name}.{os.getpid()}{UNFINISHED}"))
+    try:
+        write(new.vocabulary, run.vocabulary.read_bytes())
+        write_json(new.record, {**_read_record(run), "averaged": steps})
+        yield new
+        new.folder.rename(folder)
+    finally:
+        shutil.rmtree(new.folder, ignore_errors=True)
 
 
 def commit() -> str:
@@ -187,20 +227,25 @@ def tensorboard(run: Run, step: int) -> SummaryWriter:
 def append_metrics(run: Run, row: dict[str, Any], board: SummaryWriter) -> None:
     """One more line of metrics.jsonl, and its numbers for TensorBoard."""
     with open(run.metrics, "a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
     for name, value in row.items():
         if name not in ("step", "split"):
             board.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that was torn off is left out."""
+    """The rows of metrics.jsonl; a last line that was torn off is left out.
+
+    Raises:
+        UserError: another line is damaged; names it.
+    """
+    lines = run.metrics.read_text(encoding="utf-8").split("\n") if run.metrics.is_file() else []
     rows = []
-    for line in run.metrics.read_text().splitlines() if run.metrics.is_file() else []:
+    for number, line in enumerate(lines[:-1], 1):  # after the last end of a line stands nothing, or a torn line
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            raise UserError(f"{run.metrics}, line {number} is damaged: mend or remove it") from None
     return rows
 
 
@@ -214,9 +259,12 @@ def cut_metrics(run: Run, step: int) -> None:
 
 
 def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: dict[str, Any]) -> Path:
-    """A folder below evaluations/: each list of `texts` as a file of lines, and scores.json."""
+    """A folder below evaluations/, whole or not at all: each list of `texts` as a file of lines, and scores.json."""
     folder = run.folder / "evaluations" / name
+    beside = folder.with_name(f"{name}.{os.getpid()}{UNFINISHED}")
     for kind, lines in texts.items():
-        write(folder / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
-    write_json(folder / "scores.json", summary)
+        write(beside / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
+    write_json(beside / "scores.json", summary)
+    shutil.rmtree(folder, ignore_errors=True)  # the same weights on the same data in the same way, evaluated before
+    beside.rename(folder)
     return folder

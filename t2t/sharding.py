@@ -117,6 +117,19 @@ def shardings(mesh: Mesh, abstract: Any) -> Any:
     return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))
 
 
+def check_layout(mesh: Mesh, abstract: Any) -> None:
+    """Holds every boxed parameter against the mesh.
+
+    Raises:
+        UserError: an axis is split over more devices than its size divides by; names parameter and size.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
+        for size, axis in zip(leaf.value.shape, leaf.names, strict=True) if isinstance(leaf, nn.Partitioned) else ():
+            if axis and size % mesh.shape[axis]:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(f"--mesh.{axis} {mesh.shape[axis]} does not divide an axis of {size} of {where}")
+
+
 def unboxed(tree: Any) -> Any:
     """Boxed parameters as plain arrays, or as their shapes."""
     boxed = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731

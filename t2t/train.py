@@ -24,11 +24,11 @@ from t2t.batch import Batch, Sequences
 from t2t.data.batching import Bucket
 from t2t.data.pipeline import Prepared, TrainingBatches, prepare, read_ahead
 from t2t.errors import UserError
-from t2t.evaluate import BATCH_TOKENS, averages, perplexity, read_split, split_batches
+from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
 from t2t.run import Run
-from t2t.sharding import make_mesh, place, replicated, shardings, unboxed
+from t2t.sharding import check_layout, make_mesh, place, replicated, shardings, unboxed
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
@@ -88,23 +88,27 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         Stopped: SIGTERM or SIGINT came; the last step is saved.
     """
     mesh = make_mesh(experiment.mesh)
+    check_layout(mesh, checkpoint.abstract_params(experiment))
     prepared = prepare(experiment.task, experiment.model.vocab_size, say)
     batches = TrainingBatches(prepared, experiment.batching, experiment.seed)
-    dev = split_batches(read_split(experiment.task, "dev"), prepared.vocabulary, BATCH_TOKENS)
-    where = run.open_for_training(folder, experiment, prepared, describe_devices(mesh))
-    with jax.set_mesh(mesh), checkpoint.manager(where.checkpoints, max(2, experiment.average)) as checkpoints:
+    dev = _splits_to_come(experiment, batches, prepared)
+    where = run.open_for_training(folder, experiment, prepared)
+    # Two more than are averaged: those that a signal or the end of a part left between the regular ones.
+    keep = experiment.average + 2
+    with _signals() as stop, jax.set_mesh(mesh), checkpoint.writer(where.checkpoints, keep) as checkpoints:
         state, position = _begin(experiment, mesh, checkpoints)
         before = int(state.step)
-        run.cut_metrics(where, before)
         if before >= experiment.train_steps:
             say(f"{folder}: trained for {before:,} steps already")
             return where
+        run.begin(where, experiment, prepared, describe_devices(mesh), before)
+        run.cut_metrics(where, before)
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
         say(_numbers(state, batches, prepared))
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
         log = Log(position["sums"])
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
-        with run.tensorboard(where, before) as board, _signals() as stop:
+        with run.tensorboard(where, before) as board:
             for step, batch in enumerate(read, before + 1):
                 state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
                 log.add(sums)
@@ -113,6 +117,9 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
                     row = {"step": step, "split": "train", **log.close(step), "learning_rate": _rate(experiment, step)}
                     run.append_metrics(where, row, board)
                     show(step, row["loss"], row["tokens_per_second"])
+                if last or stop or not (step % experiment.evaluate_every and step % experiment.checkpoint_every):
+                    with log.pause():
+                        _refuse_broken(state, step)
                 if last or step % experiment.evaluate_every == 0:
                     with log.pause():
                         row = {"step": step, "split": "dev", **perplexity(experiment.model.build(), state.params, dev)}
@@ -173,11 +180,27 @@ class Log:
         self._since += time.monotonic() - begin
 
 
+def _refuse_broken(state: TrainState, step: int) -> None:
+    """Raises UserError when weights are not finite: a checkpoint of them would be the end of the run."""
+    if not jnp.isfinite(optax.tree.norm(state.params)):
+        raise UserError(f"the weights are not finite after step {step:,}; the checkpoints before it are kept")
+
+
 # ------------------------------------------------------------------------------ Before the first step
 
 
+def _splits_to_come(experiment: Experiment, batches: TrainingBatches, prepared: Prepared) -> list[Batch]:
+    """The batches of dev. All that training will read later is read once now: a mistake shows before the first step."""
+    longest, most = experiment.model.longest, max(bucket.length for bucket in batches.epochs.buckets)
+    if longest is not None and most > longest:
+        raise UserError(f"--batching.max_length lets sentences of {most} tokens in; the model takes {longest}")
+    if experiment.final_evaluation == "test":
+        read_split(experiment, prepared.vocabulary, "test")
+    return read_split(experiment, prepared.vocabulary, "dev").batches()
+
+
 def describe_devices(mesh: Mesh) -> str:
-    """How many devices of which kind a mesh has: "1 cpu (cpu)"."""
+    """How many devices of which kind a mesh has, such as "8 x NVIDIA H200 (gpu)"."""
     first = mesh.devices.flat[0]
     return f"{mesh.size} x {first.device_kind} ({first.platform})"
 

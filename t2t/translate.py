@@ -1,8 +1,9 @@
 """Lines in, lines out, in order: what `t2t translate` does between standard input and standard output."""
 
 import dataclasses
-import queue
-import threading
+import os
+import select
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
 
@@ -13,8 +14,8 @@ from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.knobs import Count
 
-CHUNK = 1024  # most lines read before they are sorted by length and decoded
-PATIENCE = 0.05  # seconds without a further line after which those at hand are decoded: a person may be typing
+CHUNK = 1024  # lines that are enough to be sorted by length and decoded
+PATIENCE = 0.05  # seconds from the first line at hand until those at hand are decoded: a person may be typing
 SENTENCE_ENDS = (".", "!", "?", ";", ":", "…")
 
 Say = Callable[[str], None]
@@ -48,12 +49,15 @@ def stream(
 ) -> int:
     """Translates `lines` until they end, and writes as soon as order allows.
 
-    Returns 0, or 2 when lines were not UTF-8: each is named by `say` and answered by an empty line.
+    `lines` has a file descriptor. Returns 0, or 2 when lines were not UTF-8: each is named by `say` and answered by an
+    empty line.
 
     Raises:
-        UserError: more outputs a line wanted than there are beams.
+        UserError: more outputs a line wanted than there are, or the input cannot be read.
     """
-    if wanted.n_best > experiment.decoding.beam and not wanted.sampling:
+    if wanted.n_best > (1 if wanted.sampling else experiment.decoding.beam):
+        if wanted.sampling:
+            raise UserError(f"--n_best {wanted.n_best} does not go with --sample: one output is drawn for a line")
         raise UserError(f"--n_best {wanted.n_best} needs a beam as wide; --beam is {experiment.decoding.beam}")
     first, unreadable = 1, 0
     for chunk in _chunks(lines):
@@ -65,7 +69,8 @@ def stream(
                 unreadable += 1
                 texts.append("")
                 say(f"line {number}: not UTF-8 (byte {error.start + 1}); an empty line stands for it")
-        jobs = _jobs(texts, first, vocabulary, experiment.decoding.max_input, wanted.too_long, say)
+        most = min(experiment.decoding.max_input, experiment.model.longest or experiment.decoding.max_input)
+        jobs = _jobs(texts, first, vocabulary, most, wanted.too_long, say)
         for answer in _answers(experiment, vocabulary, params, wanted, jobs):
             out.write(answer)
             out.flush()
@@ -74,27 +79,32 @@ def stream(
 
 
 def _chunks(lines: BinaryIO) -> Iterator[list[bytes]]:
-    """What has come so far, as often as something has: a reader of its own keeps a slow writer from holding us up."""
-    arrived: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * CHUNK)
+    """The lines that have come so far, as often as some have; the last one may lack its end.
 
-    def read() -> None:
-        for line in lines:
-            arrived.put(line)
-        arrived.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while (line := arrived.get()) is not None:
-        chunk = [line]
-        while len(chunk) < CHUNK:
+    Raises:
+        UserError: the input cannot be read.
+    """
+    descriptor, rest, ended = lines.fileno(), b"", False
+    while not ended:
+        deadline = None  # when to answer what is there; none before there is something
+        ready: list[bytes] = []
+        while not ended and len(ready) < CHUNK:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([descriptor], [], [], wait)[0]:
+                break
             try:
-                line = arrived.get(timeout=PATIENCE)
-            except queue.Empty:
-                break
-            if line is None:
-                arrived.put(None)
-                break
-            chunk.append(line)
-        yield chunk
+                block = os.read(descriptor, 1 << 16)
+            except OSError as error:
+                raise UserError(f"cannot read standard input: {error.strerror}") from None
+            ended = not block
+            *whole, rest = (rest + block).split(b"\n")
+            ready += whole
+            if ready and deadline is None:
+                deadline = time.monotonic() + PATIENCE
+        if ended and rest:
+            ready.append(rest)
+        if ready:
+            yield ready
 
 
 def _jobs(texts: list[str], first: int, vocabulary: Vocabulary, most: int, too_long: str, say: Say) -> list[Line]:
@@ -134,9 +144,9 @@ def _answers(
     sources = [jobs[line].pieces[part] for line, part in where]
     found: list[list[list[Hypothesis]]] = [[[] for _ in job.pieces] for job in jobs]
     missing = [len(job.pieces) for job in jobs]
-    model, written = experiment.model.build(), 0
-    first = jobs[0].number
-    for i, best in decode(model, params, sources, experiment.decoding, wanted.sampling, first):
+    numbers = [(jobs[line].number, part) for line, part in where]
+    model, written, longest = experiment.model.build(), 0, experiment.model.longest
+    for i, best in decode(model, params, sources, experiment.decoding, wanted.sampling, numbers, longest):
         line, part = where[i]
         found[line][part] = best
         missing[line] -= 1

@@ -1,11 +1,24 @@
 """Tests run on eight simulated CPU devices, so that layouts over devices can be tested anywhere."""
 
 import os
+import shutil
+import tempfile
+
+WORKER = "PYTEST_XDIST_WORKER"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-import pytest
+if WORKER not in os.environ:  # one cache of compiled programs for all workers and their subprocesses
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t2t-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import pytest  # noqa: E402 - JAX reads the environment when it is first imported, by whatever comes next
+
+
+def pytest_unconfigure():
+    if WORKER not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ print(len(hits))
 
 def test_a_damaged_entry_is_a_miss_and_is_written_anew(tmp_path):
     env = {**os.environ, "T2T_DATA": str(tmp_path)}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    del env["JAX_COMPILATION_CACHE_DIR"]
 
     def hits():
         found = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)

@@ -306,5 +306,5 @@ def test_leaves_are_in_order_and_typed():
     ]
     assert next(iter(leaves(TransformerConfig(), "model"))) == "model.vocab_size"
     shown, declared, comment = leaves(QUICKSTART)["model.d_ff"]
-    assert (shown, declared) == (512, experiment.Count)
+    assert (shown, declared) == (QUICKSTART.model.d_ff, experiment.Count)
     assert "feed-forward" in comment

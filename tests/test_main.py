@@ -1,23 +1,17 @@
 """The command line as a user meets it: verbs on a small run, and each complaint in one line with exit code 2."""
 
-import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import pytest
 
 from t2t import experiment, train
 from t2t.__main__ import main
 from t2t.experiment import override
-
-
-class Input:
-    """Standard input of bytes."""
-
-    def __init__(self, content: bytes) -> None:
-        self.buffer = io.BytesIO(content)
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +35,11 @@ def run(toy, tmp_path_factory):
 @pytest.fixture
 def t2t(capsys, monkeypatch):
     def call(*words, stdin=b""):
-        monkeypatch.setattr(sys, "stdin", Input(stdin))
-        code = main([str(word) for word in words])
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+            code = main([str(word) for word in words])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -71,7 +68,7 @@ def test_prepare(t2t):
     assert code == 0 and json.loads(out)["kept"] == 1200
 
 
-@pytest.mark.parametrize("words", [["train", "reversal", "--help"], ["train", "-h"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("words", [["train", "reversal", "--help"], ["train", "-h"], ["show", "--help"]])
 def test_help_shows_every_knob_with_its_comment(t2t, capsys, words):
     with pytest.raises(SystemExit) as end:
         t2t(*words)
@@ -79,6 +76,13 @@ def test_help_shows_every_knob_with_its_comment(t2t, capsys, words):
     assert end.value.code == 0
     assert "--model.d_ff" in out and "inner width of the feed-forward layer" in out
     assert "a whole number, at least 1" in out
+
+
+def test_help_of_a_run_shows_what_can_still_change(t2t, capsys):
+    with pytest.raises(SystemExit):
+        t2t("evaluate", "--help")
+    out = capsys.readouterr().out
+    assert "--decoding.alpha" in out and "--model.d_ff" not in out and "--average" in out
 
 
 def test_train_evaluate_and_again(t2t, tmp_path):
@@ -95,7 +99,8 @@ def test_train_evaluate_and_again(t2t, tmp_path):
 def test_evaluate(t2t, run):
     code, out, _ = t2t("evaluate", run, "--split", "dev", "--average", "2", "--beam", "2", "--json")
     found = json.loads(out)
-    assert code == 0 and found["split"] == "dev" and found["beam"] == 2 and found["checkpoints"] == [40, 60]
+    assert code == 0 and found["split"] == "dev" and found["checkpoints"] == [40, 60]
+    assert found["decoding"]["beam"] == 2
     assert set(found["scores"]) == {"sacrebleu", "chrf"}
     assert "perplexity" in t2t("evaluate", run)[1]
 
@@ -158,6 +163,9 @@ def test_average_makes_a_run(t2t, run, tmp_path):
     assert code == 0 and out.strip() == str(tmp_path / "mean")
     direct = t2t("translate", run, "--average", "3", "--scores", stdin=b"ten cat sun\n")[1]
     assert t2t("translate", tmp_path / "mean", "--scores", stdin=b"ten cat sun\n")[1] == direct
+    found = json.loads(t2t("evaluate", tmp_path / "mean", "--json")[1])
+    assert found["checkpoints"] == [20, 40, 60]
+    assert "exists" in t2t("average", run, "--average", "3", "--to", tmp_path / "mean")[2]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -200,6 +208,19 @@ MISTAKES = {
     "translate {run} --beam 0": "--decoding.beam is a whole number, at least 1, not 0",
     "translate {run} --n_best 9": "--n_best 9 needs a beam as wide; --beam is 4",
     "translate {run} --top_k 3": "--top_k goes with --sample",
+    "translate {run} --sample --n_best 3": "--n_best 3 does not go with --sample",
+    "translate {run} --sample --beam 3": "--beam and --alpha search for the best output",
+    "translate {run} --sample --nucleus 7": "--nucleus is a number, above 0 and at most 1, not 7",
+    "translate {run} --decoding.max_input 1": "--decoding.max_input is a whole number, at least 2, not 1",
+    "translate {run} --average 0": "--average is a whole number, at least 1, not 0",
+    "evaluate {run} --average -1": "--average",
+    "evaluate {run} --beam 2 --decoding.beam 3": "--decoding.beam is given twice",
+    "evaluate {tmp}/two": "{tmp}/two is not a run folder",
+    "evaluate {tmp}/list": "{tmp}/list/experiment.json is damaged: it is not the record of a run",
+    "train quickstart --name x": "--name is what an experiment is known by, not a knob",
+    "train reversal --mesh.model 3": "--mesh.model 3 does not divide an axis of",
+    "train reversal --run {tmp}/new --task.corpus.test {tmp}/none": "no file {tmp}/none",
+    "train reversal --run {tmp}/new --model.positions learned --model.max_length 8": "the model takes 8",
     "score {run} {tmp}/three {tmp}/two": "{tmp}/three has 3 lines, but {tmp}/two has 2",
     "score {run} {tmp}/three {tmp}/none": "no file {tmp}/none",
 }
@@ -212,6 +233,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(t2t, run, tmp_path, words, compla
     (tmp_path / "latin.tsv").write_bytes(b"a\tb\n\xe4\tb\n")
     (tmp_path / "three").write_text("a\nb\nc\n")
     (tmp_path / "two").write_text("a\nb\n")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "experiment.json").write_text("[1]")
     places = {"tmp": tmp_path, "run": run}
     code, out, err = t2t(*words.format(**places).split())
     assert code == 2 and out == ""
@@ -220,12 +243,35 @@ def test_a_mistake_is_one_line_and_exit_code_2(t2t, run, tmp_path, words, compla
     assert "Traceback" not in err
 
 
-def test_a_platform_that_is_not_here():
+@pytest.mark.parametrize("words", [["train", "quickstart", "--run", "/dev/null/run"], ["translate", "{run}"]])
+def test_a_platform_that_is_not_here(words, run):
     found = subprocess.run(
-        [sys.executable, "-m", "t2t", "train", "quickstart", "--run", "/dev/null/run"],
+        [sys.executable, "-m", "t2t", *(word.format(run=run) for word in words)],
         env={**os.environ, "JAX_PLATFORMS": "cuda"},
         capture_output=True,
         text=True,
     )
     assert found.returncode == 2
     assert "no device of platform 'cuda' here" in found.stderr.splitlines()[-1]
+
+
+def test_translate_answers_while_its_input_is_still_open(run):
+    command = [sys.executable, "-m", "t2t", "translate", run]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin and process.stdout
+        for line in (b"ten cat sun\n", b"\n", b"old sea\n"):
+            process.stdin.write(line)
+            answer = process.stdout.readline()
+            assert answer.endswith(b"\n") and (answer == b"\n") == (line == b"\n")
+        process.stdin.write(b"red")  # a last line without an end
+        process.stdin.close()
+        assert process.stdout.readline().endswith(b"\n")
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("words", "code"), [("show quickstart | true", 0), ("translate {run} <&-", 2)])
+def test_closed_ends_of_a_pipe(words, code, run):
+    command = f"set -o pipefail; {sys.executable} -m t2t {words.format(run=run)}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert found.returncode == code
+    assert "Traceback" not in found.stderr and "Exception" not in found.stderr

@@ -45,6 +45,10 @@ def test_a_command_runs(command, folder):
     assert done.stdout or "train" in command or ">" in command
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z0-9]+@", README)
+
+
 def test_the_files_it_names_are_there():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("https://") or (ROOT / link).exists(), link

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +32,20 @@ def rows(where):
 
 
 def test_it_learns_to_reverse(toy, tmp_path):
-    experiment = override(toy, {"train_steps": 400, "log_every": 100, "evaluate_every": 400, "checkpoint_every": 50})
+    experiment = override(
+        toy, {"train_steps": 400, "log_every": 100, "evaluate_every": 400, "checkpoint_every": 50, "batching.shapes": 2}
+    )
     where, _ = quietly(experiment, tmp_path / "run")
     _, kept, vocabulary = run.load(where.folder)
     assert kept == experiment
     params, steps = checkpoint.load_params(where.checkpoints, experiment, 2)
     assert steps == [350, 400]
-    found = evaluate.evaluate(where, experiment, vocabulary, params, steps, "test", lambda _: None)
+    found, translations = evaluate.evaluate(where, experiment, vocabulary, params, steps, "test", lambda _: None)
     assert found["perplexity"] < 1.3
     assert found["scores"]["sacrebleu"]["score"] > 80
     assert "tok:13a" in found["scores"]["sacrebleu"]["signature"]
-    written = json.loads((where.folder / "evaluations").joinpath(found["folder"], "scores.json").read_text())
-    assert written["scores"] == found["scores"]
+    written = json.loads((Path(found["folder"]) / "scores.json").read_text())
+    assert written["scores"] == found["scores"] and len(translations) == 32
 
 
 def test_resumed_is_uninterrupted(toy, tmp_path):
@@ -54,9 +57,14 @@ def test_resumed_is_uninterrupted(toy, tmp_path):
     assert [row["step"] for row in rows(whole)] == [4, 6, 8, 12, 12]
     extra = {3, 7}  # the ends of the parts are logged too
     jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+    means = [checkpoint.load_params(part.checkpoints, toy, 3) for part in (whole, where)]
+    assert means[0][1] == means[1][1] == [5, 10, 12]  # not 3 or 7
+    jax.tree.map(np.testing.assert_array_equal, means[0][0], means[1][0])
     assert [row for row in rows(where) if row["split"] == "dev" and row["step"] not in extra] == [
         row for row in rows(whole) if row["split"] == "dev"
     ]
+    record = json.loads(where.record.read_text())
+    assert [part["after_step"] for part in record["parts"]] == [0, 3, 7]
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(toy, tmp_path):
@@ -108,11 +116,13 @@ def test_what_a_run_folder_refuses(toy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         quietly(toy, tmp_path / "file" / "run")
-    derived = run.derive(where, tmp_path / "mean", averaged=[1])
+    with run.derive(where, tmp_path / "mean", [1]):
+        assert not (tmp_path / "mean").exists()
     with pytest.raises(UserError, match="averaged weights only"):
-        quietly(toy, derived.folder)
-    with pytest.raises(UserError, match="exists"):
-        run.derive(where, tmp_path / "mean", averaged=[1])
+        quietly(toy, tmp_path / "mean")
+    with pytest.raises(UserError, match="exists"), run.derive(where, tmp_path / "mean", [1]):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mean", "run"]
 
 
 def test_an_unreadable_checkpoint_is_named(toy, tmp_path):
@@ -130,23 +140,37 @@ def test_the_average_is_the_plain_mean(toy, tmp_path):
     where, _ = quietly(override(toy, {"train_steps": 12}), tmp_path / "run")
     (mean, steps), (last, _) = (checkpoint.load_params(where.checkpoints, toy, n) for n in (2, 1))
     assert steps == [10, 12]
-    with checkpoint.manager(where.checkpoints) as checkpoints:
-        other, _, position = checkpoint.restore(
-            checkpoints, 10, last, train.init_state(toy, jax.random.key(0)).optimizer
-        )
-    assert position["data"]["next_index"] == 10
+    other = weights(quietly(override(toy, {"train_steps": 10}), tmp_path / "ten")[0], toy)
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean, last, other)
-    with pytest.raises(UserError, match="2 checkpoint"):
-        checkpoint.load_params(where.checkpoints, toy, 3)
+    with pytest.raises(UserError, match="3 checkpoint"):
+        checkpoint.load_params(where.checkpoints, toy, 4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
-    experiment = override(toy, {"optimizer.scale": 1e30, "train_steps": 20})
-    with pytest.raises(UserError, match="not finite"):
-        quietly(experiment, tmp_path / "run")
+    for steps in (1, 20):
+        experiment = override(toy, {"optimizer.scale": 1e30, "train_steps": steps})
+        with pytest.raises(UserError, match="not finite"):
+            quietly(experiment, tmp_path / "run")
+    with pytest.raises(UserError, match="no checkpoint"):
+        weights(run.Run(tmp_path / "run"), toy)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "model"), [(8, 1, 1), (2, 2, 2)])
+def test_reading_leaves_a_checkpoint_alone_that_is_being_written(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
+    unfinished = where.checkpoints / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    weights(where, toy)
+    assert unfinished.is_dir()
+
+
+def test_a_damaged_line_of_metrics_is_named(toy, tmp_path):
+    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
+    where.metrics.write_text('{"step": 1}\n{"st\n{"step": 1}\n{"torn')
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        run.read_metrics(where)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "model"), [(2, 2, 2)])
 def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
     """Dropout is on. The tolerance is that of sums taken in another order, over three steps of Adam."""
     state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))

@@ -57,7 +57,7 @@ def reversal(folder) -> Experiment:
         task=Translation(Tsv(**files), "en", "en"),
         model=config(vocab_size=40, d_model=32, d_ff=64, num_heads=4, d_k=8, d_v=8, max_length=64),
         optimizer=OptimizerConfig(warmup_steps=60, scale=0.3),
-        batching=BatchingConfig(tokens=512, max_length=16, shapes=2),
+        batching=BatchingConfig(tokens=512, max_length=16, shapes=1),
         mesh=MeshConfig(data=1),
         train_steps=12,
         log_every=4,

@@ -2,6 +2,8 @@
 
 Few shapes: every batch of a bucket is one array of the same rows and length, so that a training step is compiled once a
 bucket. A step's batch needs no history, only the lengths of all pairs: step 70,000 can be asked for first.
+
+Departure: the last batch of a bucket in an epoch holds what is left, and counts as a whole step however little that is.
 """
 
 import dataclasses

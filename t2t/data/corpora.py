@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def _path(split: str, where: str) -> Path:
         raise unknown("split", split, SPLITS)
     if not where:
         raise UserError(f"this corpus names no file for its {split} split")
-    return Path(where).expanduser()
+    return Path(os.path.expanduser(where))
 
 
 def digest(files: list[Path], *reading: int) -> str:

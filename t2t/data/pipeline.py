@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -56,25 +57,44 @@ def prepare(task: Task, vocab_size: int, say: Callable[[str], None]) -> Prepared
         UserError: data or vocabulary are missing or broken, or the cache folder cannot be written.
     """
     given = task.vocabulary_file()
-    vocabulary = Vocabulary.load(Path(given).expanduser()) if given else None
+    vocabulary = Vocabulary.load(Path(os.path.expanduser(given))) if given else None
     if vocabulary and len(vocabulary) != vocab_size:
         raise UserError(f"{given} has {len(vocabulary)} pieces, but --model.vocab_size is {vocab_size}")
     key = [FORMAT, task.fingerprint("train"), vocabulary.fingerprint if vocabulary else vocab_size]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = cache_folder() / "prepared" / fingerprint[:20]
+    if folder.is_dir() and not _whole(folder):
+        say(f"{folder} is damaged: it is made anew")
+        shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
         say(f"preparing the training pairs, once, in {folder}")
         _build(folder, task, vocabulary, vocab_size)
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return Prepared(folder, Vocabulary.load(folder / "vocabulary.model"), fingerprint, report)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the files of a prepared folder are there in the sizes that its report gives."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        Vocabulary.load(folder / "vocabulary.model")
+        for side in ("source", "target"):
+            offsets = np.load(folder / f"{side}.offsets.npy")
+            size = (folder / f"{side}.tokens").stat().st_size
+            if len(offsets) != report["kept"] + 1 or size != offsets[-1] * np.dtype(report["dtype"]).itemsize:
+                return False
+    except (OSError, ValueError, KeyError, EOFError, UserError):
+        return False
+    return True
 
 
 def _build(folder: Path, task: Task, vocabulary: Vocabulary | None, vocab_size: int) -> None:
     """Writes the prepared folder beside its place and renames it."""
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    beside = None
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed and had our number
-        beside.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        beside.chmod(0o755)  # a cache may be shared
         vocabulary = vocabulary or Vocabulary.train(chain.from_iterable(task.pairs("train")), vocab_size)
         (beside / "vocabulary.model").write_bytes(vocabulary.model)
         report = _tokenise(beside, task.pairs("train"), vocabulary)
@@ -85,7 +105,8 @@ def _build(folder: Path, task: Task, vocabulary: Vocabulary | None, vocab_size: 
             return
         raise UserError(f"cannot write {folder}: {error.strerror} (set T2T_DATA to another folder)") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _tokenise(folder: Path, pairs: Iterator[Pair], vocabulary: Vocabulary) -> dict[str, Any]:

@@ -33,7 +33,11 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """The vocabulary in the file `path`."""
+        """The vocabulary in the file `path`.
+
+        Raises:
+            UserError: it cannot be read, or is no model that t2t can use.
+        """
         try:
             return cls(path.read_bytes(), str(path))
         except FileNotFoundError:
@@ -45,7 +49,7 @@ class Vocabulary:
     def train(cls, sentences: Iterable[str], size: int) -> "Vocabulary":
         """Byte-pair encoding of `sentences` into exactly `size` pieces, the three special ones included.
 
-        Text is kept as it is, but for runs of spaces, which become one: decoding gives back what was encoded.
+        Text is kept as it is, but for spaces: runs of them become one, outer ones go.
 
         Raises:
             UserError: the sentences support no vocabulary of that size.
@@ -91,7 +95,7 @@ class Vocabulary:
         return self._pieces.encode(texts, out_type=int, add_eos=True)
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The pieces as text, for pictures and messages."""
+        """The pieces as text; one that begins a word begins with ▁."""
         return [self._pieces.id_to_piece(i) for i in ids]
 
     def decode(self, ids: list[int]) -> str:

@@ -23,6 +23,11 @@ class Architecture(Protocol):
         """The width that the learning rate is scaled by (equation 3)."""
         ...
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a source or a target may have, EOS counted; None: any number."""
+        ...
+
     def build(self) -> nn.Module:
         """The module."""
         ...

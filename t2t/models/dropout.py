@@ -1,6 +1,6 @@
-"""Dropout whose mask is an integer hash of each element's place.
+"""Dropout (section 5.4) whose mask is an integer hash of each element's place.
 
-A mask by `jax.random` costs a quarter of a training step on a CPU. This one is a few integer operations that XLA
+A mask by `jax.random` takes a good part of a training step on a CPU. This one is a few integer operations that XLA
 fuses into whatever uses the result, so it never lies in memory. It depends on the key and on the element's place in the
 whole array, so that splitting the array over devices changes nothing.
 """
@@ -40,7 +40,8 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x of any shape -> the same shape; x itself unless training."""
         if not train or self.rate == 0:
             return x
-        keep = random_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(round(self.rate * 2**32))
+        keep = random_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(min(round(self.rate * 2**32), 2**32 - 1))
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

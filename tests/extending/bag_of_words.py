@@ -18,6 +18,7 @@ class BagOfWordsConfig:
 
     vocab_size: Count = 1000  # V: word pieces shared by source and target
     d_model: Count = 64  # d_model: width of the embeddings
+    longest = None  # a sentence may have any number of tokens
 
     def build(self) -> "BagOfWords":
         """The module."""
