@@ -2,7 +2,7 @@
 
 The file reads in the order of the paper's section 3. Axis letters are those of `t2t.sharding`.
 
-Departure: activations and products are bfloat16 unless an experiment says otherwise; the paper assumes single precision.
+Departure: activations and products are bfloat16 unless an experiment says otherwise; the paper has single precision.
 """
 
 import dataclasses
