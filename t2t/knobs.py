@@ -128,5 +128,4 @@ def check(value: Any, declared: Any, path: str) -> Any:
 def _is_a(value: Any, base: Any) -> bool:
     if base in (int, float, bool, str):
         return type(value) is base
-    # A field declared by a protocol (a task, say) takes any dataclass; its methods are the type checker's work.
-    return isinstance(value, base) if not getattr(base, "_is_protocol", False) else dataclasses.is_dataclass(value)
+    return isinstance(value, base) and (not getattr(base, "_is_protocol", False) or dataclasses.is_dataclass(value))

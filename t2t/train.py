@@ -106,29 +106,25 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
         say(_numbers(state, batches, prepared))
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
-        log = Log(position["sums"])
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
         with run.tensorboard(where, before) as board:
+            log = Log(where, board, position["sums"])
             for step, batch in enumerate(read, before + 1):
                 state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
                 log.add(sums)
-                last = step == experiment.train_steps
-                if last or step % experiment.log_every == 0:
-                    row = {"step": step, "split": "train", **log.close(step), "learning_rate": _rate(experiment, step)}
-                    run.append_metrics(where, row, board)
+                log_now, evaluate_now, save_now = _due(experiment, step)
+                if log_now:
+                    row = log.close(step, _rate(experiment, step))
                     show(step, row["loss"], row["tokens_per_second"])
-                if last or stop or not (step % experiment.evaluate_every and step % experiment.checkpoint_every):
+                if evaluate_now or save_now or stop:
                     with log.pause():
                         _refuse_broken(state, step)
-                if last or step % experiment.evaluate_every == 0:
-                    with log.pause():
-                        row = {"step": step, "split": "dev", **perplexity(experiment.model.build(), state.params, dev)}
-                    run.append_metrics(where, row, board)
-                    say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
-                if last or step % experiment.checkpoint_every == 0 or stop:
-                    with log.pause():
-                        position = {"data": read.get_state(), "sums": log.total(step)}
-                        checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
+                        if evaluate_now:
+                            row = log.write(step, "dev", perplexity(experiment.model.build(), state.params, dev))
+                            say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
+                        if save_now or stop:
+                            position = {"data": read.get_state(), "sums": log.total(step)}
+                            checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
                 if stop:
                     raise Stopped(
                         f"{folder}: stopped after step {step:,} and saved; the same command goes on from here"
@@ -136,11 +132,18 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
     return where
 
 
+def _due(experiment: Experiment, step: int) -> tuple[bool, ...]:
+    """Whether to log, to evaluate and to save after `step`: as often as each is asked for, and after the last step."""
+    intervals = (experiment.log_every, experiment.evaluate_every, experiment.checkpoint_every)
+    return tuple(step == experiment.train_steps or step % every == 0 for every in intervals)
+
+
 class Log:
     """Sums of the steps since the last logged one, left on the device until they are asked for."""
 
-    def __init__(self, before: dict[str, float]) -> None:
+    def __init__(self, where: Run, board: run.SummaryWriter, before: dict[str, float]) -> None:
         """`before`: sums that a checkpoint brought along, of steps since the last logged one."""
+        self._where, self._board = where, board
         self._total, self._pending = dict(before), []
         self._since, self._tokens = time.monotonic(), 0.0
 
@@ -163,12 +166,18 @@ class Log:
             raise UserError(f"the loss is not finite by step {step:,}; the checkpoints before it are kept")
         return dict(self._total)
 
-    def close(self, step: int) -> dict[str, float]:
-        """The averages of the interval, with its seconds and tokens a second of this process; begins the next one."""
+    def close(self, step: int, rate: float) -> dict[str, Any]:
+        """Writes the averages of the interval, with the learning rate, and begins the next interval."""
         row = averages(self.total(step))
         seconds = time.monotonic() - self._since
-        row |= {"seconds": round(seconds, 3), "tokens_per_second": round(self._tokens / seconds, 1)}
+        timing = {"seconds": round(seconds, 3), "tokens_per_second": round(self._tokens / seconds, 1)}
         self._total, self._tokens, self._since = {}, 0.0, time.monotonic()
+        return self.write(step, "train", {**row, **timing, "learning_rate": rate})
+
+    def write(self, step: int, split: str, numbers: dict[str, float]) -> dict[str, Any]:
+        """A row of metrics.jsonl, and the same for TensorBoard."""
+        row = {"step": step, "split": split, **numbers}
+        run.append_metrics(self._where, row, self._board)
         return row
 
     @contextlib.contextmanager

@@ -158,7 +158,7 @@ def test_unknown_knobs_name_the_near_misses(path, near):
         ("train_steps", "many", "a whole number"),
         ("train_steps", "inf", "a whole number"),
         ("reports", 3, "text"),
-        ("model", OptimizerConfig(), "TransformerConfig"),
+        ("model", OptimizerConfig(), "Architecture"),
         ("task", None, "Task"),
         ("task.corpus", 3, "Corpus"),
     ],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import pytest
 
@@ -26,6 +26,7 @@ class Lamp:
         return name and self.watts > 60
 
 
+@runtime_checkable
 class Socket(Protocol):
     def plug(self): ...
 
@@ -200,11 +201,17 @@ def test_message_says_what_is_allowed_and_what_was_given():
         knobs.read("worm", Literal["warm", "cold"], "lamp.colour")
 
 
-def test_protocols_take_any_dataclass():
-    assert knobs.check(Lamp(), Socket, "lamp.socket") == Lamp()
-    for no_dataclass in (3, "socket", None):
-        with pytest.raises(UserError, match=r"--lamp\.socket"):
-            knobs.check(no_dataclass, Socket, "lamp.socket")
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    def plug(self):
+        return self
+
+
+def test_protocols_take_any_dataclass_that_has_their_methods():
+    assert knobs.check(Wall(), Socket, "lamp.socket") == Wall()
+    for no_socket in (3, "socket", None, Lamp()):
+        with pytest.raises(UserError, match=r"--lamp\.socket is Socket, not"):
+            knobs.check(no_socket, Socket, "lamp.socket")
 
 
 @pytest.mark.parametrize(("value", "fine"), [(Lamp(), True), (None, True), (3, False)])

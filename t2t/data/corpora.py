@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from t2t.data.task import Pair
 from t2t.errors import UserError, unknown
@@ -22,6 +22,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}  # by suffix
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """A frozen dataclass that yields pairs by split."""
 

@@ -1,7 +1,7 @@
 """What a task must provide. One file a task; adding one touches nothing else."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from t2t.metrics import Score
 
@@ -13,6 +13,7 @@ class Pair(NamedTuple):
     target: str
 
 
+@runtime_checkable
 class Task(Protocol):
     """A frozen dataclass: where text comes from and how outputs are scored."""
 

@@ -1,10 +1,11 @@
 """Architectures: one file each, a frozen config and the Flax module that it builds."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """A frozen dataclass of an architecture's knobs.
 
