@@ -71,11 +71,12 @@ def test_beam_search_is_the_plain_one(beam, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
 def test_one_beam_is_greedy(alpha):
     source = fill(SOURCES, 3, 8)
-    greedy = decode.greedy(MODEL, PARAMS, source, jnp.array([6, 6, 6]), 6)
+    greedy = decode.greedy(MODEL, PARAMS, source, jnp.array([6, 6, 6]), alpha, 6)
     for row, (source, ours) in enumerate(zip(SOURCES, beams(SOURCES, [6, 6, 6], 1, alpha, 6), strict=True)):
         expected = reference.greedy(functools.partial(next_log_probs, tuple(source)), EOS, 6)
         assert greedy.tokens[row, 0][: len(expected)].tolist() == list(expected)
         assert ours[0].tokens == [t for t in expected if t != EOS]
+        np.testing.assert_allclose(greedy.scores[row, 0], ours[0].score, atol=1e-4)
 
 
 @pytest.mark.parametrize("positions", ["sinusoid", "learned"])
