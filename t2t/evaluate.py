@@ -12,7 +12,7 @@ import jax
 
 from t2t.batch import Batch
 from t2t.data.batching import evaluation_batches
-from t2t.data.task import Pair
+from t2t.data.task import Pair, fingerprint
 from t2t.data.vocabulary import Vocabulary
 from t2t.decode import decode, forced_scores
 from t2t.errors import UserError
@@ -116,7 +116,7 @@ def evaluate(
         "tokens": found["tokens"],
         "checkpoints": steps,
         "decoding": dataclasses.asdict(experiment.decoding),
-        "data": experiment.task.fingerprint(name),
+        "data": fingerprint(experiment.task.inputs(name)),
     }
     # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
     digest = hashlib.sha256(json.dumps([summary["data"], summary["decoding"]]).encode()).hexdigest()[:8]

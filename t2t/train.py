@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from t2t import checkpoint, run
 from t2t.batch import Batch, Sequences
-from t2t.data.batching import Bucket
+from t2t.data.batching import Bucket, Epochs
 from t2t.data.pipeline import Prepared, TrainingBatches, prepare, read_ahead
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
@@ -32,6 +32,8 @@ from t2t.sharding import check_layout, make_mesh, place, replicated, shardings, 
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
+Shape = tuple[int, ...]
+SIDES = ("source", "target")
 
 
 class Stopped(Exception):
@@ -104,13 +106,13 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         run.begin(where, experiment, prepared, describe_devices(mesh), before)
         run.cut_metrics(where, before)
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
-        say(_numbers(state, batches, prepared))
+        say(_numbers(state, batches.epochs))
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
         with run.tensorboard(where, before) as board:
             log = Log(where, board, position["sums"])
             for step, batch in enumerate(read, before + 1):
-                state, sums = compiled[batch.target.tokens.shape](state, place(mesh, batch))
+                state, sums = compiled[shapes_of(batch)](state, place(mesh, batch))
                 log.add(sums)
                 log_now, evaluate_now, save_now = _due(experiment, step)
                 if log_now:
@@ -200,7 +202,7 @@ def _refuse_broken(state: TrainState, step: int) -> None:
 
 def _splits_to_come(experiment: Experiment, batches: TrainingBatches, prepared: Prepared) -> list[Batch]:
     """The batches of dev. All that training will read later is read once now: a mistake shows before the first step."""
-    longest, most = experiment.model.longest, max(bucket.length for bucket in batches.epochs.buckets)
+    longest, most = experiment.model.longest, batches.epochs.longest
     if longest is not None and most > longest:
         raise UserError(f"--batching.max_length lets sentences of {most} tokens in; the model takes {longest}")
     if experiment.final_evaluation == "test":
@@ -230,34 +232,41 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
     return TrainState(jax.device_put(jnp.int32(step), replicated(mesh)), params, optimizer), position
 
 
-def _numbers(state: TrainState, batches: TrainingBatches, prepared: Prepared) -> str:
+def _numbers(state: TrainState, epochs: Epochs) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    pairs = prepared.report["kept"] - batches.epochs.left_out
-    return f"{parameters / 1e6:.1f} M parameters, {pairs:,} pairs in {len(batches.epochs):,} batches an epoch"
+    a_step = " and ".join(f"{n / len(epochs):,.0f} {side}" for n, side in zip(epochs.tokens, SIDES, strict=True))
+    return (
+        f"{parameters / 1e6:.1f} M parameters; {epochs.pairs:,} pairs in {len(epochs):,} batches an epoch, "
+        f"{epochs.left_out:,} left out as too long; a step has {a_step} tokens on average, {epochs.padding:.1%} padding"
+    )
 
 
 def _compile(
     experiment: Experiment, mesh: Mesh, state: TrainState, buckets: list[Bucket], say: Say
-) -> dict[tuple[int, int], Callable[[TrainState, Batch], tuple[TrainState, Sums]]]:
-    """The training step for the batch shape of each bucket, by (rows, length)."""
+) -> dict[tuple[Shape, Shape], Callable[[TrainState, Batch], tuple[TrainState, Sums]]]:
+    """The training step for the batch shape of each bucket, by `shapes_of` its batches."""
     layout = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
         functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
     )
 
-    def compiled(bucket: Bucket) -> Any:
-        tokens = np.zeros((bucket.rows, bucket.length), np.int32)
-        sequences = Sequences(tokens, tokens, tokens)
+    def compiled(batch: Batch) -> Any:
         with jax.set_mesh(mesh):  # a mesh is set for one thread
-            return step.lower(state, place(mesh, Batch(sequences, sequences))).compile()
+            return step.lower(state, place(mesh, batch)).compile()
 
-    names = ", ".join(f"{b.rows} x {b.length}" for b in buckets)
+    empty = [Batch(*(Sequences(*np.zeros((3, b.rows, length), np.int32)) for length in b.room)) for b in buckets]
+    names = ", ".join(f"{b.rows} x {b.room.source}|{b.room.target}" for b in buckets)
     say(f"compiling the training step for {len(buckets)} batch shapes ({names})")
     begin = time.monotonic()
     with ThreadPoolExecutor(max_workers=4) as pool:
-        done = dict(zip([(b.rows, b.length) for b in buckets], pool.map(compiled, buckets), strict=True))
+        done = dict(zip(map(shapes_of, empty), pool.map(compiled, empty), strict=True))
     say(f"compiled in {time.monotonic() - begin:.0f} s")
     return done
+
+
+def shapes_of(batch: Batch) -> tuple[Shape, Shape]:
+    """Rows and length of both sides: what a compiled step is known by."""
+    return batch.source.tokens.shape, batch.target.tokens.shape
 
 
 def _rate(experiment: Experiment, step: int) -> float:

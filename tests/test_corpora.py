@@ -3,15 +3,21 @@
 import gzip
 import lzma
 import re
+from functools import partial
 
 import pytest
 
-from t2t.data.corpora import EMBEDDED, SPLITS, Embedded, TextFiles, Tsv, read_lines
-from t2t.data.task import Pair
+from t2t.data.corpora import EMBEDDED, SPLITS, Embedded, Text, read_lines, zstd
+from t2t.data.task import Pair, fingerprint
 from t2t.errors import UserError
 
-OPEN = {"": open, ".gz": gzip.open, ".xz": lzma.open}
-PACK = {".gz": gzip.compress, ".xz": lzma.compress}
+OPEN = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
+CHECKED = {zstd.CompressionParameter.checksum_flag: 1}  # as the zstd command does
+PACK = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": partial(zstd.compress, options=CHECKED),
+}
 LINES = ["Grüße aus Köln", "", "a\tb", "  spaces stay  ", "no line break\x0b\x85\u2028 here", "last"]
 
 
@@ -40,20 +46,44 @@ def test_lines(tmp_path, suffix, end):
 
 def test_tsv(tmp_path):
     path = write(tmp_path / "pairs.tsv", "one\teins\t1", "two\tzwei\t2")
-    assert list(Tsv(train=path).pairs("train")) == [Pair("one", "eins"), Pair("two", "zwei")]
-    assert list(Tsv(dev=path, source_column=2, target_column=0).pairs("dev")) == [Pair("1", "one"), Pair("2", "two")]
+    assert list(Text(train=path).pairs("train")) == [Pair("one", "eins"), Pair("two", "zwei")]
+    assert list(Text(dev=path, source_column=2, target_column=0).pairs("dev")) == [Pair("1", "one"), Pair("2", "two")]
 
 
 def test_text_files(tmp_path):
     source, target = write(tmp_path / "en", "one", "two"), write(tmp_path / "de", "eins", "zwei")
-    corpus = TextFiles(test_source=source, test_target=target)
+    corpus = Text(test=f"{source},{target}")
     assert list(corpus.pairs("test")) == [Pair("one", "eins"), Pair("two", "zwei")]
+
+
+@pytest.mark.parametrize("train", ["news-*.en,news-*.de", "parts", "parts/*.tsv*", "a.en,a.de"])
+def test_a_folder_of_files(tmp_path, train):
+    """By a pattern a side, by the folder, by a pattern for tab-separated files, and plainly."""
+    for name, ending in (("news-1", ""), ("news-2", "s"), ("a", "")):
+        write(tmp_path / f"{name}.en", f"one{ending}", "two")
+        write(tmp_path / f"{name}.de", f"eins{ending}", "zwei")
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "1.tsv", "one\teins", "two\tzwei")
+    (tmp_path / "parts" / "2.tsv.gz").write_bytes(gzip.compress(b"ones\teinss\ntwo\tzwei\n"))
+    write(tmp_path / "parts" / "README", "no pairs")
+    corpus = Text(train=train, folder=str(tmp_path))
+    expected = [Pair("one", "eins"), Pair("two", "zwei"), Pair("ones", "einss"), Pair("two", "zwei")]
+    assert list(corpus.pairs("train")) == (expected[:2] if train == "a.en,a.de" else expected)
+    assert len(corpus.inputs("train")) == {"n": 4, "p": 2, "a": 2}[train[0]]
+
+
+def test_patterns_that_match_nothing_or_unevenly(tmp_path):
+    write(tmp_path / "a.en", "one")
+    refused(lambda: Text(train="b*.en,b*.de", folder=str(tmp_path)).pairs("train"), "no file matches", "b*.en")
+    refused(lambda: Text(train="*.en,*.en,*.en", folder=str(tmp_path)).pairs("train"), "allowed: one tab-separated")
+    write(tmp_path / "b.en", "one")
+    refused(lambda: Text(train="*.en,a.en", folder=str(tmp_path)).pairs("train"), "2 file(s) and 1 file(s)")
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "pairs.tsv", "one\teins")
-    assert list(Tsv(train="~/pairs.tsv").pairs("train")) == [Pair("one", "eins")]
+    assert list(Text(train="~/pairs.tsv").pairs("train")) == [Pair("one", "eins")]
 
 
 # ------------------------------------------------------------------------------ What is refused
@@ -61,8 +91,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_missing_file_names_the_nearest(tmp_path):
     write(tmp_path / "train.tsv", "one\teins")
-    missing = Tsv(train=str(tmp_path / "trian.tsv"))
-    for read in (lambda: missing.pairs("train"), lambda: missing.fingerprint("train")):
+    missing = Text(train=str(tmp_path / "trian.tsv"))
+    for read in (lambda: missing.pairs("train"), lambda: fingerprint(missing.inputs("train"))):
         refused(read, tmp_path / "trian.tsv", "did you mean train.tsv?")
 
 
@@ -76,26 +106,26 @@ def test_folder_is_no_file(tmp_path, suffix):
     folder = tmp_path / f"folder{suffix}"
     folder.mkdir()
     refused(lambda: read_lines(folder), f"cannot read {folder}")
-    refused(lambda: Tsv(train=str(folder)).fingerprint("train"), f"cannot read {folder}")
+    refused(lambda: Text(train=f"{folder},{folder}").pairs("train"), f"no .tsv file in the folder {folder}")
 
 
 def test_empty_files(tmp_path):
     empty = write(tmp_path / "empty")
-    refused(lambda: Tsv(train=empty).pairs("train"), empty, "empty")
-    refused(lambda: TextFiles(train_source=empty, train_target=empty).pairs("train"), empty, "empty")
+    refused(lambda: Text(train=empty).pairs("train"), empty, "empty")
+    refused(lambda: Text(train=f"{empty},{empty}").pairs("train"), empty, "empty")
 
 
 @pytest.mark.parametrize(("sources", "targets"), [(3, 5), (5, 3), (0, 2), (2, 0), (4, 5), (5, 4)])
 def test_unequal_line_counts(tmp_path, sources, targets):
     source, target = write(tmp_path / "en", *"abcde"[:sources]), write(tmp_path / "de", *"abcde"[:targets])
-    corpus = TextFiles(train_source=source, train_target=target)
+    corpus = Text(train=f"{source},{target}")
     refused(lambda: corpus.pairs("train"), f"{source} has {sources} lines", f"{target} has {targets}")
 
 
 def test_too_few_columns(tmp_path):
     path = write(tmp_path / "pairs.tsv", "one\teins", "two\tzwei", "three")
-    refused(lambda: Tsv(train=path).pairs("train"), f"{path}, line 3", "1 tab-separated field", "column 1")
-    refused(lambda: Tsv(train=path, target_column=4).pairs("train"), f"{path}, line 1", "column 4")
+    refused(lambda: Text(train=path).pairs("train"), f"{path}, line 3", "1 tab-separated field", "column 1")
+    refused(lambda: Text(train=path, target_column=4).pairs("train"), f"{path}, line 1", "column 4")
 
 
 @pytest.mark.parametrize("suffix", OPEN)
@@ -103,7 +133,9 @@ def test_not_utf8(tmp_path, suffix):
     path = tmp_path / f"latin1.tsv{suffix}"
     with OPEN[suffix](path, "wb") as file:
         file.write("one\teins\nfive\tfünf\n".encode("latin-1"))
-    refused(lambda: Tsv(train=str(path)).pairs("train"), f"{path}, line 2", "not UTF-8", "byte 7")
+    refused(lambda: Text(dev=str(path)).pairs("dev"), f"{path}, line 2", "not UTF-8", "byte 7")
+    kept = list(Text(train=str(path)).pairs("train"))  # for preparing to count and drop
+    assert kept == [Pair("one", "eins"), Pair("five", b"f\xfcnf".decode("utf-8", "surrogateescape"))]
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -142,20 +174,20 @@ def test_not_compressed_at_all(tmp_path, suffix):
     refused(lambda: read_lines(path), path, "broken compression after line 0")
 
 
-@pytest.mark.parametrize("corpus", [Tsv(train="a"), TextFiles(train_source="a", train_target="a")])
+@pytest.mark.parametrize("corpus", [Text(train="a"), Text(train="a,a")])
 def test_split_without_a_file(corpus):
-    for read in (corpus.pairs, corpus.fingerprint):
+    for read in (corpus.pairs, corpus.inputs):
         refused(lambda read=read: read("dev"), "names no file for its dev split")
 
 
-@pytest.mark.parametrize("corpus", [Tsv(), TextFiles(), Embedded("quickstart")])
+@pytest.mark.parametrize("corpus", [Text(), Embedded("quickstart")])
 @pytest.mark.parametrize("split", ["tset", "source_column"])
 def test_unknown_split(corpus, split):
     refused(lambda: corpus.pairs(split), f"no split {split!r}", "test")
 
 
 def test_unknown_embedded_corpus():
-    for read in (Embedded("quikstart").pairs, Embedded("quikstart").fingerprint):
+    for read in (Embedded("quikstart").pairs, Embedded("quikstart").inputs):
         refused(lambda read=read: read("train"), "'quikstart'", "did you mean quickstart?")
 
 
@@ -164,33 +196,33 @@ def test_unknown_embedded_corpus():
 
 def test_fingerprint_follows_content_and_columns(tmp_path):
     path = write(tmp_path / "pairs.tsv", "one\teins\tun")
-    first = Tsv(train=path).fingerprint("train")
-    assert first == Tsv(train=path, dev="other").fingerprint("train")
+    first = fingerprint(Text(train=path).inputs("train"))
+    assert first == fingerprint(Text(train=path, dev="other").inputs("train"))
     others = {
-        Tsv(train=path, target_column=2).fingerprint("train"),
-        Tsv(train=path, source_column=1).fingerprint("train"),
-        Tsv(train=write(tmp_path / "pairs.tsv", "one\teins\tune")).fingerprint("train"),
+        fingerprint(Text(train=path, target_column=2).inputs("train")),
+        fingerprint(Text(train=path, source_column=1).inputs("train")),
+        fingerprint(Text(train=write(tmp_path / "pairs.tsv", "one\teins\tune")).inputs("train")),
     }
     assert len({first, *others}) == 4
 
 
 def test_fingerprint_stays_when_the_file_moves(tmp_path):
     path = write(tmp_path / "pairs.tsv", "one\teins")
-    first = Tsv(train=path).fingerprint("train")
+    first = fingerprint(Text(train=path).inputs("train"))
     (tmp_path / "pairs.tsv").rename(tmp_path / "moved.tsv")
-    assert Tsv(test=str(tmp_path / "moved.tsv")).fingerprint("test") == first
+    assert fingerprint(Text(test=str(tmp_path / "moved.tsv")).inputs("test")) == first
 
 
 def test_fingerprint_of_text_files(tmp_path):
     one, two = write(tmp_path / "one", "one"), write(tmp_path / "two", "two")
 
-    def fingerprint():
-        return TextFiles(train_source=one, train_target=two).fingerprint("train")
+    def now():
+        return fingerprint(Text(train=f"{one},{two}").inputs("train"))
 
-    first = fingerprint()
-    assert TextFiles(train_source=two, train_target=one).fingerprint("train") != first
+    first = now()
+    assert fingerprint(Text(train=f"{two},{one}").inputs("train")) != first
     write(tmp_path / "two", "drei")
-    assert fingerprint() != first
+    assert now() != first
 
 
 # ------------------------------------------------------------------------------ The corpus that comes with t2t
@@ -200,7 +232,7 @@ def test_quickstart_sizes():
     corpus = Embedded("quickstart")
     assert [sum(1 for _ in corpus.pairs(split)) for split in SPLITS] == [40_000, 1_000, 1_000]
     assert all(pair.source.strip() and pair.target.strip() for split in SPLITS for pair in corpus.pairs(split))
-    assert len({corpus.fingerprint(split) for split in SPLITS}) == 3
+    assert len({fingerprint(corpus.inputs(split)) for split in SPLITS}) == 3
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
@@ -217,7 +249,7 @@ def test_quickstart_holds_nothing_out_twice(side):
 def test_quickstart_reads_both_ways():
     there, back = Embedded("quickstart"), Embedded("quickstart", source_column=1, target_column=0)
     assert [(t, s) for s, t in back.pairs("dev")] == list(there.pairs("dev"))
-    assert back.fingerprint("dev") != there.fingerprint("dev")
+    assert fingerprint(back.inputs("dev")) != fingerprint(there.inputs("dev"))
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in EMBEDDED.iterdir()))

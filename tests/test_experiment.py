@@ -6,7 +6,7 @@ import json
 import pytest
 
 from t2t import experiment
-from t2t.data.corpora import Embedded, TextFiles
+from t2t.data.corpora import Embedded, Text
 from t2t.data.translation import Translation
 from t2t.errors import UserError
 from t2t.experiment import (
@@ -110,10 +110,10 @@ def test_override_leaves_the_original_alone():
 
 
 def test_override_of_whole_parts():
-    corpus = TextFiles(train_source="a", train_target="b")
-    changed = override(QUICKSTART, {"mesh": MeshConfig(data=2), "task.corpus": corpus, "task.corpus.dev_source": "c"})
+    corpus = Text(train="a", dev="b")
+    changed = override(QUICKSTART, {"mesh": MeshConfig(data=2), "task.corpus": corpus, "task.corpus.test": "c"})
     assert changed.mesh == MeshConfig(data=2)
-    assert changed.task == Translation(TextFiles(train_source="a", train_target="b", dev_source="c"), "en", "de")
+    assert changed.task == Translation(Text(train="a", dev="b", test="c"), "en", "de")
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_differences():
 
 
 def test_differences_between_other_parts():
-    found = differences(Translation(Embedded("quickstart"), "en", "de"), Translation(TextFiles("a", "b"), "en", "de"))
+    found = differences(Translation(Embedded("quickstart"), "en", "de"), Translation(Text("a", "b"), "en", "de"))
     assert found["corpus.name"] == ("quickstart", None)
-    assert found["corpus.train_source"] == (None, "a")
+    assert found["corpus.train"] == (None, "a")
     assert "source" not in found
 
 

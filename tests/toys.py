@@ -6,7 +6,7 @@ import numpy as np
 
 from t2t.batch import Batch
 from t2t.data.batching import BatchingConfig, fill
-from t2t.data.corpora import Tsv
+from t2t.data.corpora import Text
 from t2t.data.translation import Translation
 from t2t.experiment import Experiment
 from t2t.models.transformer import TransformerConfig
@@ -54,7 +54,7 @@ def reversal(folder) -> Experiment:
     return Experiment(
         name="reversal",
         reports="nothing",
-        task=Translation(Tsv(**files), "en", "en"),
+        task=Translation(Text(**files), "en", "en"),
         model=config(vocab_size=40, d_model=32, d_ff=64, num_heads=4, d_k=8, d_v=8, max_length=64),
         optimizer=OptimizerConfig(warmup_steps=60, scale=0.3),
         batching=BatchingConfig(tokens=512, max_length=16, shapes=1),

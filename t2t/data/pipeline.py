@@ -19,8 +19,8 @@ import numpy as np
 import platformdirs
 
 from t2t.batch import Batch
-from t2t.data.batching import BatchingConfig, Epochs, fill
-from t2t.data.task import Pair, Task
+from t2t.data.batching import BatchingConfig, Epochs, pack
+from t2t.data.task import Pair, Task, fingerprint
 from t2t.data.vocabulary import Vocabulary
 from t2t.errors import UserError
 
@@ -38,7 +38,7 @@ class Prepared:
     fingerprint: str
     report: dict[str, Any]  # pairs read, kept, dropped; tokens a side
 
-    def side(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def side(self, name: str) -> tuple[np.memmap, np.ndarray]:
         """Tokens of all sentences of "source" or "target" end to end, and where each begins [pairs + 1]."""
         dtype = np.dtype(self.report["dtype"])
         tokens = np.memmap(self.folder / f"{name}.tokens", dtype, mode="r")
@@ -60,9 +60,10 @@ def prepare(task: Task, vocab_size: int, say: Callable[[str], None]) -> Prepared
     vocabulary = Vocabulary.load(Path(os.path.expanduser(given))) if given else None
     if vocabulary and len(vocabulary) != vocab_size:
         raise UserError(f"{given} has {len(vocabulary)} pieces, but --model.vocab_size is {vocab_size}")
-    key = [FORMAT, task.fingerprint("train"), vocabulary.fingerprint if vocabulary else vocab_size]
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = cache_folder() / "prepared" / fingerprint[:20]
+    inputs = task.inputs("train")
+    key = [FORMAT, fingerprint(inputs), vocabulary.fingerprint if vocabulary else vocab_size]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    folder = cache_folder() / "prepared" / name[:20]
     if folder.is_dir() and not _whole(folder):
         say(f"{folder} is damaged: it is made anew")
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +71,7 @@ def prepare(task: Task, vocab_size: int, say: Callable[[str], None]) -> Prepared
         say(f"preparing the training pairs, once, in {folder}")
         _build(folder, task, vocabulary, vocab_size)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return Prepared(folder, Vocabulary.load(folder / "vocabulary.model"), fingerprint, report)
+    return Prepared(folder, Vocabulary.load(folder / "vocabulary.model"), name, {"inputs": inputs, **report})
 
 
 def _whole(folder: Path) -> bool:
@@ -117,7 +118,7 @@ def _tokenise(folder: Path, pairs: Iterator[Pair], vocabulary: Vocabulary) -> di
     with open(folder / "source.tokens", "wb") as source, open(folder / "target.tokens", "wb") as target:
         while chunk := list(islice(pairs, CHUNK)):
             read += len(chunk)
-            chunk = [pair for pair in chunk if pair.source.strip() and pair.target.strip()]
+            chunk = [pair for pair in chunk if _has_text(pair.source) and _has_text(pair.target)]
             for file, texts, seen in zip((source, target), zip(*chunk, strict=True), lengths, strict=False):
                 ids = vocabulary.encode(list(texts))
                 seen.extend(map(len, ids))
@@ -131,21 +132,27 @@ def _tokenise(folder: Path, pairs: Iterator[Pair], vocabulary: Vocabulary) -> di
     return {"pairs": read, "kept": kept, "empty": read - kept, **tokens, "dtype": dtype.str}
 
 
+def _has_text(text: str) -> bool:
+    """Whether there is something, and all of it is UTF-8: what is not was read as lone surrogates."""
+    return bool(text.strip()) and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 class TrainingBatches:
     """The batch of any training step."""
 
     def __init__(self, prepared: Prepared, config: BatchingConfig, seed: int) -> None:
         self._sides = [prepared.side(name) for name in ("source", "target")]
-        longest = np.maximum(*(np.diff(offsets) for _, offsets in self._sides))
-        self.epochs = Epochs(longest, config, seed)
+        source, target = (np.diff(offsets) for _, offsets in self._sides)
+        self.epochs = Epochs(source, target, config, seed)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch at `step`, counted from 0."""
-        pairs, bucket = self.epochs.at(step)
+        bucket, pairs, row = self.epochs.at(step)
         sides = []
-        for tokens, offsets in self._sides:
-            sentences = [tokens[offsets[i] : offsets[i + 1]] for i in pairs]
-            sides.append(fill(sentences, bucket.rows, bucket.length))
+        for (tokens, offsets), room in zip(self._sides, bucket.room, strict=True):
+            lengths = offsets[pairs + 1] - offsets[pairs]
+            sentences = np.concatenate([tokens[offsets[i] : offsets[i + 1]] for i in pairs])
+            sides.append(pack(sentences, lengths, row, bucket.rows, room))
         return Batch(*sides)
 
 

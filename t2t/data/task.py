@@ -1,5 +1,7 @@
 """What a task must provide. One file a task; adding one touches nothing else."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +15,11 @@ class Pair(NamedTuple):
     target: str
 
 
+def fingerprint(inputs: dict[str, str]) -> str:
+    """One digest of the digests of all inputs; their names do not matter."""
+    return hashlib.sha256(json.dumps([*inputs.values()]).encode()).hexdigest()
+
+
 @runtime_checkable
 class Task(Protocol):
     """A frozen dataclass: where text comes from and how outputs are scored."""
@@ -21,8 +28,8 @@ class Task(Protocol):
         """The examples of "train", "dev" or "test", in order. Raises UserError when a file is missing or broken."""
         ...
 
-    def fingerprint(self, split: str) -> str:
-        """A digest of a split's files and of how they are read: equal when the pairs are."""
+    def inputs(self, split: str) -> dict[str, str]:
+        """What a split is read from, by name, each with a digest: equal digests mean equal pairs."""
         ...
 
     def vocabulary_file(self) -> str:

@@ -21,9 +21,9 @@ class Translation:
         """The sentence pairs of a split, in order."""
         return self.corpus.pairs(split)
 
-    def fingerprint(self, split: str) -> str:
-        """A digest of the split's files and of how they are read."""
-        return self.corpus.fingerprint(split)
+    def inputs(self, split: str) -> dict[str, str]:
+        """What the split is read from, each with a digest."""
+        return self.corpus.inputs(split)
 
     def vocabulary_file(self) -> str:
         """The vocabulary the user gave, or ""."""

@@ -23,6 +23,6 @@ class Numbers:
         for number in rng.integers(0, 100_000, self.size if split == "train" else self.size // 10):
             yield Pair(" ".join(str(number)), " ".join(WORDS[int(digit)] for digit in str(number)))
 
-    def fingerprint(self, split: str) -> str:
+    def inputs(self, split: str) -> dict[str, str]:
         """A name for what `pairs` gives."""
-        return f"numbers {split} {self.size}"
+        return {"numbers": f"{split} {self.size}"}
