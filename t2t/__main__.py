@@ -106,13 +106,43 @@ def diff(args: Args) -> None:
 
 def prepare(args: Args) -> None:
     """t2t prepare"""
-    from t2t.data import pipeline
+    from t2t.data.pipeline import TrainingBatches
+    from t2t.data.prepare import overlap
+    from t2t.data.prepare import prepare as make
     from t2t.progress import say
 
     tree = _experiment(args)
-    prepared = pipeline.prepare(tree.task, tree.model.vocab_size, say)
+    prepared = make(tree.task, tree.model.vocab_size, say)
+    epochs = TrainingBatches(prepared, tree.batching, tree.seed).epochs
     facts = {"folder": str(prepared.folder), "fingerprint": prepared.fingerprint, **prepared.report}
-    print(json.dumps(facts, indent=1))
+    facts |= {"too_long": epochs.left_out, "batches": len(epochs), "padding": round(epochs.padding, 4), "overlap": {}}
+    for split in ("dev", "test"):
+        try:
+            facts["overlap"][split] = overlap(tree.task, prepared, split)
+        except UserError as error:
+            say(f"overlap of training with {split} is not known: {error}")
+    print(json.dumps(facts, indent=1) if args.json else "\n".join(_data_report(facts, tree.batching.max_length)))
+
+
+def _data_report(facts: dict[str, Any], max_length: int) -> list[str]:
+    lines = [
+        f"folder    {facts['folder']}",
+        f"pairs     {facts['pairs']:,} read, {facts['kept']:,} kept",
+        f"dropped   {', '.join(f'{count:,} {reason}' for reason, count in facts['dropped'].items())}",
+        f"too long  {facts['too_long']:,} of the kept have more than {max_length} tokens (--batching.max_length): "
+        "left out of training",
+    ]
+    for side, n in facts["lengths"].items():
+        spread = ", ".join(f"{share} up to {n[share]}" for share in ("50%", "90%", "99%"))
+        unknown = f"{facts['unknown'][side]:,} unknown"
+        lines.append(
+            f"{side}    {n['tokens']:,} tokens, {n['mean']} a sentence, {spread}, all {n['longest']}; {unknown}"
+        )
+    lines.append(f"batches   {facts['batches']:,} an epoch, {facts['padding']:.1%} of positions are padding")
+    for split, n in facts["overlap"].items():
+        found = f"{n['both']:,} pairs, {n['source']:,} sources, {n['target']:,} targets"
+        lines.append(f"overlap   of {n['pairs']:,} pairs of {split} are in training as they are: {found}")
+    return [*lines, *(f"input     {name} {digest}" for name, digest in facts["inputs"].items())]
 
 
 def train(args: Args) -> int:
@@ -277,7 +307,13 @@ VERBS = (
         diff,
         (Option("a", {"metavar": "NAME"}), Option("b", {"metavar": "NAME"})),
     ),
-    Verb("prepare", "make the vocabulary and the tokenised training pairs, once", prepare, (NAME,), "experiment"),
+    Verb(
+        "prepare",
+        "make the vocabulary and the tokenised training pairs, once, and report on the data",
+        prepare,
+        (NAME, JSON),
+        "experiment",
+    ),
     Verb(
         "train",
         "train an experiment and score it; the same command again goes on where it stopped",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from t2t.data.pipeline import cache_folder
+from t2t.data.prepare import cache_folder
 from t2t.errors import UserError
 
 

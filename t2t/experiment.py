@@ -60,11 +60,13 @@ class Experiment:
     final_evaluation: Literal["test", "dev", "none"] = "test"  # the split to decode and score when training ends
     base: str = ""  # the experiment that this is a variant of
 
-    def variant(self, name: str, reports: str, changes: Mapping[str, Any]) -> "Experiment":
+    def variant(
+        self, name: str, reports: str, changes: Mapping[str, Any], paper: Reported = Reported()
+    ) -> "Experiment":
         """A registered copy with `changes`, such as {"model.d_ff": 4096}; never a variant of a variant."""
         if self.base:
             raise ValueError(f"{name}: {self.name} is a variant of {self.base}; derive from that instead")
-        fresh = dataclasses.replace(self, name=name, reports=reports, base=self.name)
+        fresh = dataclasses.replace(self, name=name, reports=reports, paper=paper, base=self.name)
         return register(override(fresh, changes))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from t2t import experiment as experiments
-from t2t.data.pipeline import Prepared
+from t2t.data.prepare import Prepared
 from t2t.data.vocabulary import Vocabulary
 from t2t.errors import UserError
 from t2t.experiment import Experiment
@@ -138,6 +138,8 @@ def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> Non
         path, (there, here) = next(iter(changed.items()))
         more = f" ({len(changed)} knobs differ)" if len(changed) > 1 else ""
         raise UserError(f"{run.folder} holds another experiment: {path} is {there} there, {here} here{more}; use --run")
+    if record["vocabulary"] != prepared.vocabulary.fingerprint:
+        raise UserError(f"{run.folder} was trained with another vocabulary: its weights mean nothing under this one")
     if record["data"]["fingerprint"] != prepared.fingerprint:
         raise UserError(f"{run.folder} was trained on other data: the training files have changed since; use --run")
 

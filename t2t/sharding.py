@@ -3,7 +3,7 @@
 Every array axis in t2t has a one-letter name, the same letter in einsums, docstrings and here:
 
     N layers   B batch   T query length   S key length   D d_model   F d_ff
-    H heads    k d_k     v d_v            V vocabulary   K beam
+    H heads    k d_k     v d_v            V vocabulary   K beam         P parts of a batch
 
 The model says what its axes are; the two tables below say over which axes of the mesh each letter is split.
 Nothing else in the codebase mentions a mesh axis.
@@ -36,6 +36,7 @@ PARAMETERS: Layout = {
 }
 ACTIVATIONS: Layout = {
     "N": None,
+    "P": None,
     "B": ("data", "fsdp"),
     "K": None,
     "T": None,
@@ -57,6 +58,7 @@ class MeshConfig:
     data: Annotated[int, Range(low=-1)] = -1  # devices over which the batch is split; -1: all that there are
     fsdp: Count = 1  # devices over which parameters, optimizer state and the batch are split
     model: Count = 1  # devices over which heads, d_ff and the vocabulary are split
+    tokens_per_device: Count = 4096  # of a side, that a device computes at a time; a larger batch is computed in parts
 
 
 def devices() -> list[Any]:
@@ -141,16 +143,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(mesh: Mesh, batch: Any) -> Any:
-    """Puts arrays [B ...] on the mesh; rows that do not divide over its devices are filled with zeros (padding)."""
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
+def parts(config: MeshConfig, sharing: int, rows: int, length: int) -> int:
+    """In how many parts, one after the other, `sharing` devices compute a batch of [rows length].
 
-    def fill(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, [(0, -len(x) % share)] + [(0, 0)] * (x.ndim - 1))
-
-    return jax.device_put(jax.tree.map(fill, batch), rows(mesh))
+    The sum of the parts is the whole batch: how many devices there are changes neither the step nor the schedule.
+    """
+    return min(rows, -(-rows * length // (sharing * config.tokens_per_device)))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
-    """Arrays [B ...]: rows split over the devices that share the batch."""
-    return NamedSharding(mesh, spec("B", ACTIVATIONS))
+def share(mesh: Mesh) -> int:
+    """Devices that the rows of a batch are split over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def place(mesh: Mesh, batch: Any, parts: int = 1) -> Any:
+    """Puts arrays [B ...] on the mesh, as [P B/P ...] if in several parts: the first B/P rows are the first part.
+
+    Rows that do not divide over parts and devices are filled with zeros (padding).
+    """
+
+    def split(x: np.ndarray) -> np.ndarray:
+        x = np.pad(x, [(0, -len(x) % (parts * share(mesh)))] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x
+
+    return jax.device_put(jax.tree.map(split, batch), rows(mesh, "PB" if parts > 1 else "B"))
+
+
+def rows(mesh: Mesh, axes: str) -> NamedSharding:
+    """Arrays that begin with `axes`: rows `B` split over the devices that share the batch."""
+    return NamedSharding(mesh, spec(axes, ACTIVATIONS))

@@ -22,13 +22,15 @@ from jax.sharding import Mesh
 from t2t import checkpoint, run
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import Bucket, Epochs
-from t2t.data.pipeline import Prepared, TrainingBatches, prepare, read_ahead
+from t2t.data.pipeline import TrainingBatches, read_ahead
+from t2t.data.prepare import Prepared, prepare
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
+from t2t.models.dropout import rows_from
 from t2t.run import Run
-from t2t.sharding import check_layout, make_mesh, place, replicated, shardings, unboxed
+from t2t.sharding import check_layout, make_mesh, parts, place, replicated, shardings, share, unboxed
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
@@ -62,19 +64,37 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple
     """One update. Pure: dropout is a function of the seed and the step.
 
     The gradient is that of the smoothed loss per target token of the batch. The sums are those of `cross_entropy`.
+    A batch [P B T] is computed in P parts, one after the other: the same update, in the memory of one part.
     """
-    model: Any = experiment.model.build()
-    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-
-    def loss(params: Any) -> tuple[jax.Array, Sums]:
-        logits = model.apply(params, batch.source, batch.target, train=True, rngs={"dropout": key})
-        sums = cross_entropy(logits, batch.target.tokens, batch.target.segments, experiment.label_smoothing)
-        return sums["loss"] / jnp.maximum(sums["tokens"], 1), sums
-
-    gradient, sums = jax.grad(loss, has_aux=True)(state.params)
+    gradient, sums = _gradient(experiment, state, batch)
     adam = experiment.optimizer.build(experiment.model.d_model)
     updates, optimizer = adam.update(gradient, state.optimizer, state.params)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), sums
+
+
+def _gradient(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[Any, Sums]:
+    model: Any = experiment.model.build()
+    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+    tokens = jnp.maximum((batch.target.segments != 0).sum(), 1)
+
+    def loss(params: Any, part: Batch, first_row: jax.Array | int) -> tuple[jax.Array, Sums]:
+        with rows_from(first_row):
+            logits = model.apply(params, part.source, part.target, train=True, rngs={"dropout": key})
+        sums = cross_entropy(logits, part.target.tokens, part.target.segments, experiment.label_smoothing)
+        return sums["loss"] / tokens, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if batch.target.tokens.ndim == 2:
+        return gradient(state.params, batch, 0)
+    parts, rows = batch.target.tokens.shape[:2]
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
+
+    first_rows = jnp.arange(parts, dtype=jnp.uint32) * rows
+    shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], batch), first_rows[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (batch, first_rows))[0]
 
 
 # ------------------------------------------------------------------------------ The loop
@@ -106,13 +126,13 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         run.begin(where, experiment, prepared, describe_devices(mesh), before)
         run.cut_metrics(where, before)
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
-        say(_numbers(state, batches.epochs))
+        say(_numbers(experiment, mesh, state, batches.epochs))
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
         with run.tensorboard(where, before) as board:
             log = Log(where, board, position["sums"])
             for step, batch in enumerate(read, before + 1):
-                state, sums = compiled[shapes_of(batch)](state, place(mesh, batch))
+                state, sums = compiled[shapes_of(batch)](state, _placed(experiment, mesh, batch))
                 log.add(sums)
                 log_now, evaluate_now, save_now = _due(experiment, step)
                 if log_now:
@@ -232,12 +252,14 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
     return TrainState(jax.device_put(jnp.int32(step), replicated(mesh)), params, optimizer), position
 
 
-def _numbers(state: TrainState, epochs: Epochs) -> str:
+def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epochs) -> str:
+    most = max(parts(experiment.mesh, share(mesh), bucket.rows, max(bucket.room)) for bucket in epochs.buckets)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     a_step = " and ".join(f"{n / len(epochs):,.0f} {side}" for n, side in zip(epochs.tokens, SIDES, strict=True))
     return (
         f"{parameters / 1e6:.1f} M parameters; {epochs.pairs:,} pairs in {len(epochs):,} batches an epoch, "
-        f"{epochs.left_out:,} left out as too long; a step has {a_step} tokens on average, {epochs.padding:.1%} padding"
+        f"{epochs.left_out:,} left out as too long; a step has {a_step} tokens on average, "
+        f"{epochs.padding:.1%} padding, computed in {most} part(s) on {mesh.size} device(s)"
     )
 
 
@@ -252,7 +274,7 @@ def _compile(
 
     def compiled(batch: Batch) -> Any:
         with jax.set_mesh(mesh):  # a mesh is set for one thread
-            return step.lower(state, place(mesh, batch)).compile()
+            return step.lower(state, _placed(experiment, mesh, batch)).compile()
 
     empty = [Batch(*(Sequences(*np.zeros((3, b.rows, length), np.int32)) for length in b.room)) for b in buckets]
     names = ", ".join(f"{b.rows} x {b.room.source}|{b.room.target}" for b in buckets)
@@ -262,6 +284,12 @@ def _compile(
         done = dict(zip(map(shapes_of, empty), pool.map(compiled, empty), strict=True))
     say(f"compiled in {time.monotonic() - begin:.0f} s")
     return done
+
+
+def _placed(experiment: Experiment, mesh: Mesh, batch: Batch) -> Batch:
+    """The batch on the mesh, in as many parts as it takes."""
+    rows, length = max(batch.source.tokens.shape, batch.target.tokens.shape)
+    return place(mesh, batch, parts(experiment.mesh, share(mesh), rows, length))
 
 
 def shapes_of(batch: Batch) -> tuple[Shape, Shape]:

@@ -64,8 +64,12 @@ def test_show_and_diff(t2t):
 
 
 def test_prepare(t2t):
+    code, out, _ = t2t("prepare", "reversal", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["pairs"] == 1200 == report["kept"] + report["dropped"]["duplicate"]
+    assert report["overlap"]["dev"]["pairs"] == 64
     code, out, _ = t2t("prepare", "reversal")
-    assert code == 0 and json.loads(out)["kept"] == 1200
+    assert code == 0 and f"1,200 read, {report['kept']:,} kept" in out
 
 
 @pytest.mark.parametrize("words", [["train", "reversal", "--help"], ["train", "-h"], ["show", "--help"]])
@@ -196,7 +200,7 @@ MISTAKES = {
     "prepare reversal --task.vocabulary {tmp}/no.model": "no vocabulary file {tmp}/no.model",
     "prepare reversal --task.corpus.train {tmp}/trian.tsv": "no file {tmp}/trian.tsv; did you mean train.tsv",
     "prepare reversal --task.corpus.train {tmp}/empty.tsv": "{tmp}/empty.tsv is empty",
-    "prepare reversal --task.corpus.train {tmp}/latin.tsv": "{tmp}/latin.tsv, line 2: not UTF-8",
+    "evaluate {run} --split dev --task.corpus.dev {tmp}/latin.tsv": "{tmp}/latin.tsv, line 2: not UTF-8",
     "train reversal --run {tmp}": "{tmp} is not empty and not a run folder",
     "train reversal --run {run} --model.d_ff 96": "{run} holds another experiment: model.d_ff is 64 there, 96 here",
     "train reversal --run {tmp}/empty.tsv/run": "cannot write",

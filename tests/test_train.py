@@ -184,6 +184,17 @@ def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), state.params, weights(where, toy))
 
 
+@pytest.mark.parametrize(("data", "tokens_per_device", "parts"), [(1, 64, 8), (2, 64, 4), (8, 16, 4)])
+def test_parts_change_nothing(toy, data, tokens_per_device, parts, tmp_path):
+    """The step's batch is the same in however many parts devices compute it, its dropout included."""
+    whole, said = quietly(override(toy, {"train_steps": 3}), tmp_path / "whole")
+    assert any("computed in 1 part(s) on 1 device(s)" in line for line in said)
+    small = {"mesh.data": data, "mesh.tokens_per_device": tokens_per_device, "train_steps": 3}
+    where, said = quietly(override(toy, small), tmp_path / "parts")
+    assert any(f"computed in {parts} part(s) on {data} device(s)" in line for line in said)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), weights(whole, toy), weights(where, toy))
+
+
 def test_the_step_is_pure(toy):
     state = unboxed(train.init_state(toy, jax.random.key(0)))
     prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)

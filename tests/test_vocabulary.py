@@ -1,5 +1,6 @@
 """The shared vocabulary: exactly as large as asked, lossless, the same every time."""
 
+import collections
 import functools
 import io
 import itertools
@@ -10,7 +11,7 @@ import sentencepiece
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.data.corpora import Embedded
-from t2t.data.vocabulary import Vocabulary
+from t2t.data.vocabulary import Vocabulary, count_words
 from t2t.errors import UserError
 
 
@@ -19,9 +20,13 @@ def text(pairs=2_000):
     return list(itertools.chain.from_iterable(itertools.islice(Embedded("quickstart").pairs("train"), pairs)))
 
 
+def train(texts, size):
+    return Vocabulary.train(count_words(texts, collections.Counter()), size)
+
+
 @functools.cache
 def trained(size):
-    return Vocabulary.train(text(), size)
+    return train(text(), size)
 
 
 @pytest.mark.parametrize("size", [200, 513, 1_500])
@@ -47,7 +52,7 @@ def test_round_trip(size):
 
 @pytest.mark.parametrize("odd", ["ﬁn", "x²", "A\u030angstro\u0308m", "Ångström", "①", "ＡＢＣ", "“„”", "a\u00a0b"])
 def test_unicode_is_not_normalised(odd):
-    vocabulary = Vocabulary.train([*text(200), odd], 300)
+    vocabulary = train([*text(200), odd], 300)
     assert vocabulary.decode(vocabulary.encode([odd])[0]) == odd
 
 
@@ -66,10 +71,10 @@ def test_unknown_characters():
 
 
 def test_same_text_same_model():
-    again = Vocabulary.train(iter(text()), 513)
+    again = train(iter(text()), 513)
     assert again.model == trained(513).model
     assert again.fingerprint == trained(513).fingerprint
-    assert len({trained(513).fingerprint, trained(200).fingerprint, Vocabulary.train(text(500), 513).fingerprint}) == 3
+    assert len({trained(513).fingerprint, trained(200).fingerprint, train(text(500), 513).fingerprint}) == 3
 
 
 def test_saved_and_loaded(tmp_path):
@@ -85,35 +90,47 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize("sentences", [text(100), ["a"], ["ab ab abc"]])
 def test_too_large_names_the_most_that_is_possible(sentences):
     with pytest.raises(UserError, match=r"vocab_size 100000 .*at most \d+$") as error:
-        Vocabulary.train(sentences, 100_000)
+        train(sentences, 100_000)
     most = int(str(error.value).split()[-1])
-    assert len(Vocabulary.train(sentences, most)) == most
+    assert len(train(sentences, most)) == most
     with pytest.raises(UserError, match=f"at most {most}$"):
-        Vocabulary.train(sentences, most + 1)
+        train(sentences, most + 1)
 
 
 def test_too_small_names_the_least_that_is_possible():
     with pytest.raises(UserError, match=r"vocab_size 10 .*at least \d+$") as error:
-        Vocabulary.train(text(100), 10)
+        train(text(100), 10)
     least = int(str(error.value).split()[-1])
-    assert len(Vocabulary.train(text(100), least)) == least
+    assert len(train(text(100), least)) == least
     with pytest.raises(UserError, match=f"at least {least}$"):
-        Vocabulary.train(text(100), least - 1)
+        train(text(100), least - 1)
 
 
 @pytest.mark.parametrize("nothing", [[], [""], ["", "  "]])
 def test_no_text(nothing):
     with pytest.raises(UserError, match="no text to make a vocabulary from"):
-        Vocabulary.train(nothing, 100)
+        train(nothing, 100)
 
 
-def test_an_error_of_the_reader_comes_through():
-    def lines():
-        yield from text(100)
-        raise UserError("line 201: not UTF-8")
+def test_counted_words_give_the_vocabulary_of_the_sentences():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=513,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        **dict(pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, minloglevel=2),
+    )
+    assert Vocabulary(model.getvalue(), "theirs").encode(text()) == trained(513).encode(text())
 
-    with pytest.raises(UserError, match=r"^line 201: not UTF-8$"):
-        Vocabulary.train(lines(), 200)
+
+def test_the_rarest_characters_have_no_piece():
+    texts = ["abcdefgh ijklmnop"] * 200_000 + ["猫"]
+    vocabulary = train(texts, 30)
+    assert UNK in vocabulary.encode(["猫"])[0]
+    assert UNK not in vocabulary.encode(texts[:1])[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"plain text", bytes(range(256)) * 10])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from t2t.metrics import Score
 
@@ -23,6 +23,11 @@ def fingerprint(inputs: dict[str, str]) -> str:
 @runtime_checkable
 class Task(Protocol):
     """A frozen dataclass: where text comes from and how outputs are scored."""
+
+    @property
+    def cleaning(self) -> Any:
+        """Which training pairs are left out (`t2t.data.cleaning.Cleaning`)."""
+        ...
 
     def pairs(self, split: str) -> Iterator[Pair]:
         """The examples of "train", "dev" or "test", in order. Raises UserError when a file is missing or broken."""

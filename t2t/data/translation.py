@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+from t2t.data.cleaning import Cleaning
 from t2t.data.corpora import Corpus
 from t2t.data.task import Pair
 from t2t.metrics import Score, bleu
@@ -15,6 +16,7 @@ class Translation:
     corpus: Corpus  # where the pairs come from
     source: str  # language of the source, as a two-letter code
     target: str  # language of the target, as a two-letter code
+    cleaning: Cleaning = Cleaning()
     vocabulary: str = ""  # a sentencepiece model to use; none: one is trained on the training pairs
 
     def pairs(self, split: str) -> Iterator[Pair]:

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import sentencepiece
@@ -46,36 +47,36 @@ class Vocabulary:
             raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
     @classmethod
-    def train(cls, sentences: Iterable[str], size: int) -> "Vocabulary":
-        """Byte-pair encoding of `sentences` into exactly `size` pieces, the three special ones included.
+    def train(cls, words: Mapping[str, int], size: int) -> "Vocabulary":
+        """Byte-pair encoding into exactly `size` pieces, the three special ones included.
 
-        Text is kept as it is, but for spaces: runs of them become one, outer ones go.
+        `words`: how often each occurs, which is all that byte-pair encoding needs to know of a text. Text is kept as it
+        is, but for spaces: runs of them become one, outer ones go. The rarest characters, one in a million of the text
+        together, have no piece.
 
         Raises:
-            UserError: the sentences support no vocabulary of that size.
+            UserError: the words support no vocabulary of that size.
         """
-        reader = _Reader(sentences)
+        if not any(words):
+            raise UserError("no text to make a vocabulary from")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(reader),
+                sentence_iterator=(f"{word}\t{count}" for word, count in words.items() if word),
+                input_format="tsv",
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=size,
-                character_coverage=1.0,
+                character_coverage=1 - 1e-6,
                 normalization_rule_name="identity",
                 pad_id=PAD,
                 eos_id=EOS,
                 unk_id=UNK,
                 bos_id=-1,
-                max_sentence_length=1 << 20,  # bytes; the default leaves out longer sentences without a word
+                max_sentence_length=1 << 20,  # bytes; the default leaves out longer words without a word
                 minloglevel=2,
             )
         except RuntimeError as error:
-            if reader.failure:
-                raise reader.failure from None
-            if not reader.count:
-                raise UserError("no text to make a vocabulary from") from None
             raise _wrong_size(size, str(error)) from None
         vocabulary = cls(model.getvalue(), "the trained vocabulary")
         if len(vocabulary) != size:
@@ -103,23 +104,11 @@ class Vocabulary:
         return self._pieces.decode(ids[: ids.index(EOS)] if EOS in ids else ids)
 
 
-class _Reader:
-    """Sentences with text; remembers what reading them raised, which sentencepiece would turn into words of its own."""
-
-    def __init__(self, sentences: Iterable[str]) -> None:
-        self._sentences = sentences
-        self.count = 0
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            for sentence in self._sentences:
-                if sentence.strip():
-                    self.count += 1
-                    yield sentence
-        except Exception as error:
-            self.failure = error
-            raise
+def count_words(texts: Iterable[str], words: Counter[str]) -> Counter[str]:
+    """Adds the words of `texts` to `words`: what stands between spaces, or tabs."""
+    for text in texts:
+        words.update(text.replace("\t", " ").split(" "))
+    return words
 
 
 def _wrong_size(size: int, complaint: str) -> UserError:

@@ -1,0 +1,318 @@
+"""A task's training data made ready once, for all runs: vocabulary, tokenised pairs on disk, and a report on the data.
+
+The folder of prepared data is named by a fingerprint of the files, of how they are read and cleaned, and of the
+vocabulary. It appears whole or not at all. What is unfinished lies beside it and is gone on with, chunk by chunk, by
+whoever needs it next. Pairs stream from the files to the disk: memory holds a few numbers a pair, never its text.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+
+from t2t.batch import UNK
+from t2t.data.cleaning import Cleaning, first_fault
+from t2t.data.task import Pair, Task, fingerprint
+from t2t.data.vocabulary import Vocabulary, count_words
+from t2t.errors import UserError
+
+FORMAT = 2  # raise it when the layout of a prepared folder changes
+TOKEN = np.dtype("<u2")  # ids of up to 65,536 pieces; larger vocabularies take <u4
+CHUNK = 10_000  # pairs tokenised at a time
+EVERY = 10.0  # seconds between two words of progress
+SIDES = ("source", "target")
+UNFINISHED = ".unfinished"
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A task's training data, ready to batch."""
+
+    folder: Path
+    vocabulary: Vocabulary
+    fingerprint: str
+    report: dict[str, Any]  # inputs with their digests; pairs read, kept, dropped and why; tokens, lengths
+
+    def side(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of "source" or "target": all tokens, and for each kept pair where they begin and how many, EOS counted."""
+        tokens = np.memmap(self.folder / f"{name}.tokens", np.dtype(self.report["dtype"]), mode="r")
+        return tokens, *(np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("starts", "lengths"))
+
+    def hashes(self, name: str) -> np.ndarray:
+        """A number for the text of each kept sentence of "source" or "target"."""
+        return np.load(self.folder / f"{name}.hashes.npy", mmap_mode="r")
+
+
+def cache_folder() -> Path:
+    """$T2T_DATA, or the user's cache folder."""
+    return Path(os.environ.get("T2T_DATA") or platformdirs.user_cache_dir("t2t"))
+
+
+def prepare(task: Task, vocab_size: int, say: Say) -> Prepared:
+    """The task's vocabulary and tokenised training pairs, made now unless they were before.
+
+    Raises:
+        UserError: data or vocabulary are missing or broken, or the cache folder cannot be written.
+    """
+    given = task.vocabulary_file()
+    vocabulary = Vocabulary.load(Path(os.path.expanduser(given))) if given else None
+    if vocabulary and len(vocabulary) != vocab_size:
+        raise UserError(f"{given} has {len(vocabulary)} pieces, but --model.vocab_size is {vocab_size}")
+    inputs = task.inputs("train")
+    cleaning = dataclasses.astuple(task.cleaning)
+    key = [FORMAT, fingerprint(inputs), cleaning, vocabulary.fingerprint if vocabulary else vocab_size]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    folder = cache_folder() / "prepared" / name[:20]
+    found = _read(folder)
+    if not found:
+        with _alone(folder, say):
+            found = _read(folder) or _build(folder, task, vocabulary, vocab_size, say)
+    vocabulary, report = found
+    return Prepared(folder, vocabulary, name, {"inputs": inputs, **report})
+
+
+def _read(folder: Path) -> tuple[Vocabulary, dict[str, Any]] | None:
+    """Vocabulary and report of a prepared folder; None unless all files have the sizes that the report gives."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        vocabulary = Vocabulary.load(folder / "vocabulary.model")
+        if any((folder / file).stat().st_size != size for file, size in report["sizes"].items()):
+            return None
+    except (OSError, ValueError, KeyError, UserError):
+        return None
+    return vocabulary, report
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Keeps other processes from preparing the same: they wait, and then find it done."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another process is preparing {folder}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror} (set T2T_DATA to another folder)") from None
+
+
+# ------------------------------------------------------------------------------ Making it
+
+
+def _build(
+    folder: Path, task: Task, vocabulary: Vocabulary | None, vocab_size: int, say: Say
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """Writes the prepared folder beside its place, or goes on with what lies there, and renames it."""
+    if folder.is_dir():
+        say(f"{folder} is damaged: it is made anew")
+        shutil.rmtree(folder)
+    beside = folder.with_suffix(UNFINISHED)
+    say(f"{'going on with' if beside.is_dir() else 'preparing'} the training pairs, once, in {folder}")
+    beside.mkdir(exist_ok=True)
+    kept = beside / "vocabulary.model"
+    if not kept.is_file():
+        made = vocabulary or Vocabulary.train(_counted(task.pairs("train"), say), vocab_size)
+        _write(kept, made.model)
+    vocabulary = Vocabulary.load(kept)
+    stored = _Tokenised(beside, len(vocabulary))
+    stored.extend(task.pairs("train"), vocabulary, task.cleaning, say)
+    report = stored.finish(task.cleaning)
+    _write(beside / "report.json", json.dumps(report, indent=1).encode())
+    beside.rename(folder)
+    return vocabulary, report
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    beside = path.with_suffix(UNFINISHED)
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _counted(pairs: Iterator[Pair], say: Say) -> Counter[str]:
+    """How often each word occurs on either side of the pairs that are text."""
+    words: Counter[str] = Counter()
+    for chunk in _chunks(pairs, "counting words for the vocabulary", 0, say):
+        count_words(chain.from_iterable(pair for pair in chunk if not first_fault(pair)), words)
+    return words
+
+
+def _chunks(pairs: Iterator[Pair], doing: str, done: int, say: Say) -> Iterator[list[Pair]]:
+    """Lists of CHUNK pairs, each read while the one before it is used; says now and then how far it is."""
+    begin = last = time.monotonic()
+    read = 0
+    with ThreadPoolExecutor(1) as reader:
+        chunk = reader.submit(lambda: list(islice(pairs, CHUNK)))
+        while found := chunk.result():
+            chunk = reader.submit(lambda: list(islice(pairs, CHUNK)))
+            yield found
+            read += len(found)
+            if (now := time.monotonic()) - last > EVERY:
+                say(f"{doing}: {done + read:,} pairs, {read / (now - begin):,.0f} a second")
+                last = now
+
+
+class Progress(NamedTuple):
+    """What the files of an unfinished folder hold for certain."""
+
+    pairs: int = 0  # read from the corpus
+    stored: int = 0
+    tokens: tuple[int, int] = (0, 0)
+    unknown: tuple[int, int] = (0, 0)  # tokens that stand for what the vocabulary has no piece for
+    dropped: dict[str, int] = {}  # by reason
+
+
+class _Tokenised:
+    """The files of tokenised pairs in an unfinished folder."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self._folder = folder
+        self._dtype = TOKEN if vocab_size <= 1 << 16 else np.dtype("<u4")
+        self._columns = {
+            f"{side}.{part}": dtype
+            for side in SIDES
+            for part, dtype in (("tokens", self._dtype), ("lengths", np.dtype("<u4")), ("hashes", np.dtype("<u8")))
+        }
+        try:
+            self._progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._progress = Progress()
+
+    def extend(self, pairs: Iterator[Pair], vocabulary: Vocabulary, cleaning: Cleaning, say: Say) -> None:
+        """Adds the pairs that are not there yet; after each chunk it is on record how far that is."""
+        for _ in islice(pairs, self._progress.pairs):
+            pass
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for name, dtype in self._columns.items():
+                path = self._folder / name
+                path.touch()
+                tokens = self._progress.tokens[SIDES.index(name.split(".")[0])]
+                count = tokens if name.endswith("tokens") else self._progress.stored
+                os.truncate(path, count * dtype.itemsize)  # what a killed process wrote past its record
+                files[name] = stack.enter_context(open(path, "ab"))
+            for chunk in _chunks(pairs, "tokenising", self._progress.pairs, say):
+                columns, self._progress = _tokenise(chunk, vocabulary, cleaning, self._progress)
+                for name, values in columns.items():
+                    files[name].write(values.astype(self._columns[name]).tobytes())
+                    files[name].flush()
+                _write(self._folder / "progress.json", json.dumps(self._progress._asdict()).encode())
+
+    def finish(self, cleaning: Cleaning) -> dict[str, Any]:
+        """Leaves out duplicates, writes where each kept sentence begins, and reports."""
+        progress = self._progress
+        numbers = {name: dtype for name, dtype in self._columns.items() if not name.endswith("tokens")}
+        stored = {name: np.fromfile(self._folder / name, dtype) for name, dtype in numbers.items()}
+        kept = np.arange(progress.stored)
+        if cleaning.duplicates == "drop":
+            kept = _first_of_each(*(stored[f"{side}.hashes"] for side in SIDES))
+        if not len(kept):
+            raise UserError("the training split has no pair with text on both sides that cleaning keeps")
+        lengths = {}
+        for side in SIDES:
+            every = stored[f"{side}.lengths"]
+            starts = np.cumsum(every, dtype=np.int64) - every
+            lengths[side] = every[kept]
+            np.save(self._folder / f"{side}.starts.npy", starts[kept])
+            np.save(self._folder / f"{side}.lengths.npy", lengths[side])
+            np.save(self._folder / f"{side}.hashes.npy", stored[f"{side}.hashes"][kept])
+        for name in ("progress.json", *stored):
+            (self._folder / name).unlink()
+        dropped = {**progress.dropped, "duplicate": progress.stored - len(kept)}
+        return {
+            "pairs": progress.pairs,
+            "kept": len(kept),
+            "dropped": dropped,
+            "unknown": dict(zip(SIDES, progress.unknown, strict=True)),
+            "lengths": {side: _distribution(values) for side, values in lengths.items()},
+            "dtype": self._dtype.str,
+            "sizes": {p.name: p.stat().st_size for p in sorted(self._folder.iterdir())},
+        }
+
+
+def _tokenise(
+    chunk: list[Pair], vocabulary: Vocabulary, cleaning: Cleaning, progress: Progress
+) -> tuple[dict[str, np.ndarray], Progress]:
+    """What to add to each file for a chunk, and the progress after it."""
+    faults = [first_fault(pair) for pair in chunk]
+    whole = [pair for pair, fault in zip(chunk, faults, strict=True) if not fault]
+    ids = [vocabulary.encode([pair[side] for pair in whole]) for side in range(2)]
+    lengths = [np.fromiter(map(len, sentences), np.int64, len(whole)) for sentences in ids]
+    alike = cleaning.alike(*lengths)
+    dropped = Counter(progress.dropped) + Counter(filter(None, faults))
+    dropped["ratio"] += int((~alike).sum())
+    columns, tokens, unknown = {}, [], []
+    for side, name in enumerate(SIDES):
+        kept = [sentence for sentence, keep in zip(ids[side], alike, strict=True) if keep]
+        texts = [pair[side] for pair, keep in zip(whole, alike, strict=True) if keep]
+        flat = np.fromiter(chain.from_iterable(kept), np.int64)
+        columns |= {f"{name}.tokens": flat, f"{name}.lengths": lengths[side][alike], f"{name}.hashes": hashes(texts)}
+        tokens.append(progress.tokens[side] + len(flat))
+        unknown.append(progress.unknown[side] + int((flat == UNK).sum()))
+    stored = progress.stored + int(alike.sum())
+    after = Progress(progress.pairs + len(chunk), stored, tuple(tokens), tuple(unknown), dict(dropped))
+    return columns, after
+
+
+def hashes(texts: list[str]) -> np.ndarray:
+    """A 64-bit number for each text without its outer spaces; two texts of 36 million share one by a chance of 4e-5."""
+    digests = (hashlib.blake2b(text.strip().encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def _first_of_each(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The places, ascending, at which a pair of hashes stands for the first time."""
+    both = source ^ (target * np.uint64(0x9E3779B97F4A7C15))  # an odd number: the order of the two counts
+    return np.sort(np.unique(both, return_index=True)[1])
+
+
+def _distribution(lengths: np.ndarray) -> dict[str, float]:
+    """Of the lengths of a side: their sum, mean, quantiles and the longest."""
+    quantiles = {f"{q}%": int(np.percentile(lengths, q, method="lower")) for q in (50, 90, 99)}
+    mean = round(float(lengths.mean()), 2)
+    return {"tokens": int(lengths.sum(dtype=np.int64)), "mean": mean, **quantiles, "longest": int(lengths.max())}
+
+
+# ------------------------------------------------------------------------------ What else there is to know of the data
+
+
+def overlap(task: Task, prepared: Prepared, split: str) -> dict[str, int]:
+    """How many pairs of "dev" or "test" stand in the training set as they are, and how many of either of their sides.
+
+    {"pairs" of the split, "both": the same pair, "source", "target": the same sentence}
+    """
+    mine = [hashes(list(side)) for side in zip(*task.pairs(split), strict=True)]
+    theirs = [prepared.hashes(name) for name in SIDES]
+    known = [_is_in(there, here) for there, here in zip(theirs, mine, strict=True)]
+    found = {
+        name: int(np.isin(here, there[where]).sum())
+        for name, here, there, where in zip(SIDES, mine, theirs, known, strict=True)
+    }
+    trained = set(zip(*(there[known[0] & known[1]].tolist() for there in theirs), strict=True))
+    both = sum(pair in trained for pair in zip(*(here.tolist() for here in mine), strict=True))
+    return {"pairs": len(mine[0]), "both": both, **found}
+
+
+def _is_in(many: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Which of `many` are among `few`, without sorting the many."""
+    few = np.unique(few)
+    place = np.searchsorted(few, many)
+    return few[np.minimum(place, len(few) - 1)] == many

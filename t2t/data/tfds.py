@@ -1,0 +1,201 @@
+"""Parallel corpora of TensorFlow Datasets, such as WMT14.
+
+A data set that lies prepared on disk as ArrayRecord is read without TensorFlow. Preparing one, and reading the older
+TFRecord, is TensorFlow's work: an optional part, `pip install 't2t[tfds]'` or `'t2t[tensorflow]'` for all of it.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t2t.data.corpora import SPLITS
+from t2t.data.task import Pair
+from t2t.errors import UserError, unknown
+
+CHUNK = 1000  # records read at a time
+DATA_DIR = "~/tensorflow_datasets"  # TensorFlow Datasets' own default
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """A translation data set of TensorFlow Datasets."""
+
+    dataset: (
+        str  # its name and configuration there, and :version if not the newest: wmt14_translate/de-en
+    )
+    source: str  # the feature that is the source sentence, a two-letter code
+    target: str  # the feature that is the target sentence
+    data_dir: str = ""  # folder of prepared data sets; "": $TFDS_DATA_DIR, or ~/tensorflow_datasets
+    mirror: str = ""  # address or folder of prepared data sets, laid out alike: fetched from there if not in data_dir
+    train: str = "train"  # the split with the training pairs
+    dev: str = "validation"  # the split that guides development: newstest2013 in wmt14_translate
+    test: str = "test"  # the split to report on: newstest2014 in wmt14_translate
+
+    def pairs(self, split: str) -> Iterator[Pair]:
+        """The pairs of a split, in the order of its files."""
+        builder = self._builder()
+        name = self._name(split, builder)
+        for example in _examples(builder, name):
+            # What is not UTF-8 is kept, as lone surrogates, for preparing to drop and count.
+            yield Pair(*(_text(example[side]) for side in (self.source, self.target)))
+
+    def inputs(self, split: str) -> dict[str, str]:
+        """A digest for each file of the split, and which feature is which side."""
+        builder = self._builder()
+        files = builder.info.splits[self._name(split, builder)].filepaths
+        return {f"{self.dataset}/{Path(file).name}": f"{_sha256(file)} {self.source} {self.target}" for file in files}
+
+    def _name(self, split: str, builder: Any) -> str:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if (name := getattr(self, split)) not in builder.info.splits:
+            raise unknown(f"split of {self.dataset}", name, builder.info.splits)
+        for side in (self.source, self.target):
+            if side not in builder.info.features:
+                raise unknown(f"language in {self.dataset}", side, builder.info.features)
+        return name
+
+    def _builder(self) -> Any:
+        """The data set, read from its folder; fetched or prepared before if it is not there.
+
+        Raises:
+            UserError: it is not there and cannot be had, or a package is missing.
+        """
+        tfds = _package()
+        root = Path(os.path.expanduser(self.data_dir or os.environ.get("TFDS_DATA_DIR") or DATA_DIR))
+        folder = _newest(root, self.dataset)
+        if not folder and self.mirror:
+            folder = fetch(self.mirror, self.dataset, root)
+        if not folder:
+            folder = _prepare(tfds, self.dataset, root)
+        try:
+            return tfds.builder_from_directory(str(folder))
+        except Exception as error:  # it raises many kinds for a folder that is not whole
+            raise UserError(f"{folder} is no data set that can be read: {_first_line(error)}") from None
+
+
+def _package() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            f"data sets of TensorFlow Datasets need {error.name or 'tensorflow_datasets'}: pip install 't2t[tfds]'"
+        ) from None
+    return tensorflow_datasets
+
+
+def _newest(root: Path, dataset: str) -> Path | None:
+    """The folder of the version that `dataset` names, or of the highest one, such as wmt14_translate/de-en/1.0.0."""
+    name, _, version = dataset.partition(":")
+    folder = root / name
+    there = [p for p in folder.iterdir() if (p / "dataset_info.json").is_file()] if folder.is_dir() else []
+    numbered = [([int(n) for n in p.name.split(".") if n.isdigit()], p) for p in there if version in ("", p.name)]
+    return max(numbered)[1] if numbered else None
+
+
+def _prepare(tfds: Any, dataset: str, root: Path) -> Path:
+    """Downloads and prepares a data set as ArrayRecord, with TensorFlow."""
+    where = f"no data set {dataset} in {root} (--task.corpus.data_dir)"
+    if not importlib.util.find_spec("tensorflow"):
+        raise UserError(
+            f"{where}; to prepare it there: pip install 't2t[tensorflow]'; or name a --task.corpus.mirror that has it"
+        )
+    try:
+        builder = tfds.builder(dataset, data_dir=str(root), file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # whatever network, disk, parser or registry may raise
+        raise UserError(f"{where}, and preparing it failed: {_first_line(error)}") from None
+    return Path(builder.data_path)
+
+
+def _examples(builder: Any, split: str) -> Iterator[Any]:
+    if builder.info.file_format.value == "array_record":
+        records = builder.as_data_source(split=split)
+        for begin in range(0, len(records), CHUNK):  # many at a time is several times faster than one by one
+            yield from records.__getitems__(range(begin, min(begin + CHUNK, len(records))))
+        return
+    if not importlib.util.find_spec("tensorflow"):
+        raise UserError(
+            f"{builder.data_path} holds {builder.info.file_format.value} files, which TensorFlow reads: "
+            "pip install 't2t[tensorflow]', or prepare it as ArrayRecord"
+        )
+    import tensorflow_datasets
+
+    yield from tensorflow_datasets.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def _sha256(file: Any) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# ------------------------------------------------------------------------------ Mirrors
+
+
+def fetch(mirror: str, dataset: str, root: Path) -> Path:
+    """Copies a prepared data set (version 1.0.0 unless named) from `mirror` into `root`, whole or not at all.
+
+    `mirror` is an address (http, https, file) or a folder. Every file that dataset_info.json counts is fetched.
+
+    Raises:
+        UserError: the mirror cannot be reached or lacks a file.
+    """
+    name, _, version = dataset.partition(":")
+    version = version or "1.0.0"
+    place = root / name / version
+    source = f"{mirror.rstrip('/')}/{name}/{version}"
+    beside = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f"{version}.", suffix=".unfinished", dir=place.parent))
+        for file in ("dataset_info.json", "features.json"):
+            _copy(f"{source}/{file}", beside / file)
+        info = json.loads((beside / "dataset_info.json").read_text(encoding="utf-8"))
+        for shard in _shards(info):
+            _copy(f"{source}/{shard}", beside / shard)
+        beside.rename(place)
+    except (OSError, ValueError, KeyError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or _first_line(error)
+        raise UserError(f"cannot fetch {dataset} from {source}: {reason} (--task.corpus.mirror)") from None
+    finally:
+        if beside:
+            shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def _shards(info: dict[str, Any]) -> Iterator[str]:
+    """The names of all record files of a data set, by its dataset_info.json."""
+    for split in info["splits"]:
+        count = len(split["shardLengths"])
+        template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+        names = {"DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": info.get("fileFormat", "tfrecord")}
+        for shard in range(count):
+            yield template.format(**names, SHARD_X_OF_Y=f"{shard:05d}-of-{count:05d}")
+
+
+def _copy(source: str, place: Path) -> None:
+    address = source if urllib.parse.urlparse(source).scheme else Path(os.path.expanduser(source)).absolute().as_uri()
+    with contextlib.closing(urllib.request.urlopen(address, timeout=60)) as there, open(place, "wb") as here:
+        shutil.copyfileobj(there, here)
+        expected = there.headers.get("Content-Length")
+    if expected and place.stat().st_size != int(expected):
+        raise OSError(f"{source} broke off")
