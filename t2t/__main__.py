@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _experiment(args: Args) -> Any:
     from t2t import experiment
 
-    if fixed := args.overrides.keys() & IDENTITY:
-        raise UserError(f"--{fixed.pop()} is what an experiment is known by, not a knob")
+    if fixed := [path for path in args.overrides if path.split(".")[0] in IDENTITY]:
+        raise UserError(f"--{fixed[0]} is what an experiment is known by, not a knob")
     return experiment.override(experiment.get(args.name), args.overrides)
 
 

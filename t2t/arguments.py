@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from t2t.errors import UserError, unknown
 
 OF_A_RUN = ("decoding.", "task.")  # knobs that can still change when a run is trained
-IDENTITY = {"name", "reports", "table", "base"}  # fields of an experiment that are no knobs
+IDENTITY = {"name", "reports", "table", "paper", "base"}  # fields of an experiment that are no knobs
 
 
 class Option(NamedTuple):
@@ -74,7 +74,7 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
 
 
 def _takes(verb: Verb, knob: str) -> bool:
-    return knob not in IDENTITY and (verb.knobs == "experiment" or knob.startswith(OF_A_RUN))
+    return knob.split(".")[0] not in IDENTITY and (verb.knobs == "experiment" or knob.startswith(OF_A_RUN))
 
 
 def _knob_help(verb: Verb, words: Sequence[str]) -> str:

@@ -26,6 +26,17 @@ from t2t.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class Reported:
+    """What the paper prints for an experiment; None: nothing."""
+
+    perplexity: float | None = None  # per word piece, on the dev set
+    bleu: float | None = None  # in the paper's reading
+    parameters: float | None = None  # millions
+    train_flops: float | None = None  # as the paper counts them
+    hours: float | None = None  # of training on 8 P100s
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, how, and which number of the paper it stands beside."""
 
@@ -38,6 +49,7 @@ class Experiment:
     decoding: DecodingConfig = DecodingConfig()
     mesh: MeshConfig = MeshConfig()
     table: Whole = 0  # the paper's table that it belongs to; 0: none
+    paper: Reported = Reported()  # what the paper prints for it
     train_steps: Count = 100_000  # updates of the weights
     label_smoothing: Probability = 0.1  # ε_ls: probability taken from the truth and spread over the other pieces
     seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of weights, order of the data and dropout
@@ -68,6 +80,7 @@ RESUMABLE = {
     "decoding",
     "reports",
     "table",
+    "paper",
 }
 
 _REGISTERED: dict[str, Experiment] = {}

@@ -44,7 +44,13 @@ Probability = Annotated[float, Range(low=0, high=1, below=True)]
 Positive = Annotated[float, Range(low=0, above=True)]
 NonNegative = Annotated[float, Range(low=0)]
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    float | None: "a number or None",
+    bool: "true or false",
+    str: "text",
+}
 
 
 @functools.cache
@@ -89,7 +95,12 @@ def read(text: str, declared: Any, path: str) -> Any:
         UserError: the text spells no such value.
     """
     base, _ = _parts(declared)
-    spelled: dict[Any, Any] = {int: _read_int, float: float, bool: {"true": True, "false": False}.__getitem__}
+    spelled: dict[Any, Any] = {
+        int: _read_int,
+        float: float,
+        float | None: lambda text: None if text == "None" else float(text),
+        bool: {"true": True, "false": False}.__getitem__,
+    }
     try:
         return check(spelled.get(base, str)(text), declared, path)
     except (ValueError, KeyError, OverflowError):
@@ -116,7 +127,7 @@ def check(value: Any, declared: Any, path: str) -> Any:
         if value not in typing.get_args(base):
             raise unknown(f"--{path}", str(value), map(str, typing.get_args(base)))
         return value
-    if base is float and type(value) is int:
+    if base in (float, float | None) and type(value) is int:
         value = float(value)
     if isinstance(base, (type, types.UnionType)) and not _is_a(value, base):
         raise UserError(f"--{path} is {describe(declared)}, not {value!r}")

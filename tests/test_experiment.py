@@ -12,6 +12,7 @@ from t2t.errors import UserError
 from t2t.experiment import (
     RESUMABLE,
     Experiment,
+    Reported,
     differences,
     from_json,
     get,
@@ -270,6 +271,13 @@ def test_json_of_another_version(change):
     tree = to_json(QUICKSTART)
     with pytest.raises(UserError, match=r"cannot read t2t\.\w+\.\w+ of an older or newer one"):
         from_json({**tree, "optimizer": {**tree["optimizer"], **change}})
+
+
+def test_what_the_paper_reports_is_kept():
+    each = dataclasses.replace(QUICKSTART, paper=Reported(bleu=25.8, parameters=65, hours=12))
+    assert from_json(json.loads(json.dumps(to_json(each)))) == each
+    with pytest.raises(UserError, match=r"Reported\.hours is a number or None"):
+        from_json({**to_json(each), "paper": {**to_json(each.paper), "hours": "twelve"}})
 
 
 def test_json_without_a_class():

@@ -55,6 +55,7 @@ def test_hints():
     [
         (int, "a whole number"),
         (float, "a number"),
+        (float | None, "a number or None"),
         (bool, "true or false"),
         (str, "text"),
         (Count, "a whole number, at least 1"),
@@ -103,6 +104,8 @@ def test_range(limits, inside, outside):
         ("0.1", Probability, 0.1),
         ("1e-9", Positive, 1e-9),
         ("2", Positive, 2.0),
+        ("2", float | None, 2.0),
+        ("None", float | None, None),
         ("0", NonNegative, 0.0),
         ("true", bool, True),
         ("false", bool, False),
@@ -136,6 +139,8 @@ def test_read(text, declared, value):
         ("nan", float),
         ("half", float),
         ("", float),
+        ("none", float | None),
+        ("nan", float | None),
         ("0", Positive),
         ("-1e-9", NonNegative),
         ("yes", bool),
@@ -162,9 +167,10 @@ def test_check_gives_the_value_back(value, declared):
 
 
 def test_whole_number_does_for_a_float():
-    value = knobs.check(2, Positive, "lamp.knob")
-    assert value == 2.0
-    assert type(value) is float
+    for declared in (Positive, float | None):
+        value = knobs.check(2, declared, "lamp.knob")
+        assert value == 2.0
+        assert type(value) is float
 
 
 @pytest.mark.parametrize(

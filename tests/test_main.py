@@ -218,6 +218,7 @@ MISTAKES = {
     "evaluate {tmp}/two": "{tmp}/two is not a run folder",
     "evaluate {tmp}/list": "{tmp}/list/experiment.json is damaged: it is not the record of a run",
     "train quickstart --name x": "--name is what an experiment is known by, not a knob",
+    "train quickstart --paper.hours 3": "--paper.hours is what an experiment is known by, not a knob",
     "train reversal --mesh.model 3": "--mesh.model 3 does not divide an axis of",
     "train reversal --run {tmp}/new --task.corpus.test {tmp}/none": "no file {tmp}/none",
     "train reversal --run {tmp}/new --model.positions learned --model.max_length 8": "the model takes 8",
