@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2t.errors import UserError
 from t2t.knobs import Count, Range
@@ -89,6 +89,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=here[:size])
 
 
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The grid without its devices, which need not be here; -1 is as many as are here, at least one.
+
+    Raises:
+        UserError: it has no devices.
+    """
+    if config.data == 0:
+        raise UserError("--mesh.data is -1 or at least 1, not 0")
+    inner = config.fsdp * config.model
+    data = max(1, len(devices()) // inner) if config.data == -1 else config.data
+    return AbstractMesh((data, config.fsdp, config.model), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def spec(axes: str, layout: Layout) -> PartitionSpec:
     """Where the axes named by `axes`, such as "BTD", go under `layout`.
 
@@ -112,12 +125,12 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
 
 
-def shardings(mesh: Mesh, abstract: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, abstract: Any) -> Any:
     """Where every leaf of an abstract state lives: as its letters say, or whole on every device."""
     return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))
 
 
-def check_layout(mesh: Mesh, abstract: Any) -> None:
+def check_layout(mesh: Mesh | AbstractMesh, abstract: Any) -> None:
     """Holds every boxed parameter against the mesh.
 
     Raises:
@@ -143,14 +156,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def place(mesh: Mesh, batch: Any) -> Any:
     """Puts arrays [B ...] on the mesh; rows that do not divide over its devices are filled with zeros (padding)."""
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = batch_shares(mesh)
 
     def fill(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, [(0, -len(x) % share)] + [(0, 0)] * (x.ndim - 1))
+        return np.pad(x, [(0, -len(x) % shares)] + [(0, 0)] * (x.ndim - 1))
 
     return jax.device_put(jax.tree.map(fill, batch), rows(mesh))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
+    """Devices over which the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Arrays [B ...]: rows split over the devices that share the batch."""
     return NamedSharding(mesh, spec("B", ACTIVATIONS))
