@@ -205,6 +205,20 @@ def _print_evaluation(found: dict[str, Any]) -> None:
     print(f"outputs     {found['folder']}")
 
 
+def cost(args: Args) -> None:
+    """t2t cost"""
+    from t2t import cost, knobs
+    from t2t.progress import say
+
+    rate = None if args.rate is None else knobs.read(args.rate, knobs.Positive, "rate")
+    tree = _experiment(args)
+    found = cost.cost(tree, rate)
+    if args.compile:
+        say("compiling the training step")
+        found |= cost.compiled(tree)
+    print(json.dumps(found, indent=1) if args.json else cost.table(found))
+
+
 # ------------------------------------------------------------------------------ Verbs on runs
 
 
@@ -319,6 +333,20 @@ VERBS = (
         "train an experiment and score it; the same command again goes on where it stopped",
         train,
         (NAME, Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})),
+        "experiment",
+    ),
+    Verb(
+        "cost",
+        "parameters, FLOPs, memory and hours of an experiment, before anything runs",
+        cost,
+        (
+            NAME,
+            JSON,
+            Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"}),
+            Option(
+                "--compile", {"action": "store_true", "help": "compile the training step too, for XLA's own figures"}
+            ),
+        ),
         "experiment",
     ),
     Verb(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2t.errors import UserError
 from t2t.knobs import Count, Range
@@ -91,6 +91,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=here[:size])
 
 
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The grid without its devices, which need not be here; -1 is as many as are here, at least one.
+
+    Raises:
+        UserError: it has no devices.
+    """
+    if config.data == 0:
+        raise UserError("--mesh.data is -1 or at least 1, not 0")
+    inner = config.fsdp * config.model
+    data = max(1, len(devices()) // inner) if config.data == -1 else config.data
+    return AbstractMesh((data, config.fsdp, config.model), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def spec(axes: str, layout: Layout) -> PartitionSpec:
     """Where the axes named by `axes`, such as "BTD", go under `layout`.
 
@@ -114,12 +127,12 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
 
 
-def shardings(mesh: Mesh, abstract: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, abstract: Any) -> Any:
     """Where every leaf of an abstract state lives: as its letters say, or whole on every device."""
     return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))
 
 
-def check_layout(mesh: Mesh, abstract: Any) -> None:
+def check_layout(mesh: Mesh | AbstractMesh, abstract: Any) -> None:
     """Holds every boxed parameter against the mesh.
 
     Raises:
@@ -151,8 +164,8 @@ def parts(config: MeshConfig, sharing: int, rows: int, length: int) -> int:
     return min(rows, -(-rows * length // (sharing * config.tokens_per_device)))
 
 
-def share(mesh: Mesh) -> int:
-    """Devices that the rows of a batch are split over."""
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
+    """Devices over which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -163,12 +176,12 @@ def place(mesh: Mesh, batch: Any, parts: int = 1) -> Any:
     """
 
     def split(x: np.ndarray) -> np.ndarray:
-        x = np.pad(x, [(0, -len(x) % (parts * share(mesh)))] + [(0, 0)] * (x.ndim - 1))
+        x = np.pad(x, [(0, -len(x) % (parts * batch_shares(mesh)))] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x
 
     return jax.device_put(jax.tree.map(split, batch), rows(mesh, "PB" if parts > 1 else "B"))
 
 
-def rows(mesh: Mesh, axes: str) -> NamedSharding:
+def rows(mesh: Mesh | AbstractMesh, axes: str) -> NamedSharding:
     """Arrays that begin with `axes`: rows `B` split over the devices that share the batch."""
     return NamedSharding(mesh, spec(axes, ACTIVATIONS))

@@ -30,7 +30,7 @@ from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
 from t2t.models.dropout import rows_from
 from t2t.run import Run
-from t2t.sharding import check_layout, make_mesh, parts, place, replicated, shardings, share, unboxed
+from t2t.sharding import batch_shares, check_layout, make_mesh, parts, place, replicated, shardings, unboxed
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
@@ -253,7 +253,7 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
 
 
 def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epochs) -> str:
-    most = max(parts(experiment.mesh, share(mesh), bucket.rows, max(bucket.room)) for bucket in epochs.buckets)
+    most = max(parts(experiment.mesh, batch_shares(mesh), bucket.rows, max(bucket.room)) for bucket in epochs.buckets)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     a_step = " and ".join(f"{n / len(epochs):,.0f} {side}" for n, side in zip(epochs.tokens, SIDES, strict=True))
     return (
@@ -289,7 +289,7 @@ def _compile(
 def _placed(experiment: Experiment, mesh: Mesh, batch: Batch) -> Batch:
     """The batch on the mesh, in as many parts as it takes."""
     rows, length = max(batch.source.tokens.shape, batch.target.tokens.shape)
-    return place(mesh, batch, parts(experiment.mesh, share(mesh), rows, length))
+    return place(mesh, batch, parts(experiment.mesh, batch_shares(mesh), rows, length))
 
 
 def shapes_of(batch: Batch) -> tuple[Shape, Shape]:

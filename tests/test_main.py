@@ -63,6 +63,19 @@ def test_show_and_diff(t2t):
     assert "model.d_model: 32 -> " in t2t("diff", "reversal", "quickstart")[1]
 
 
+def test_cost(t2t):
+    code, out, _ = t2t("cost", "reversal", "--train_steps", "1000")
+    table = dict(line.split("  ", 1) for line in out.splitlines() if not line.startswith(" "))
+    assert code == 0 and table["FLOPs of training"].endswith("1,000 steps")
+    assert "the paper gives no time for it" in table["as the paper counts"] and "give --rate" in table["hours"]
+    words = ["cost", "reversal", "--mesh.data", "2", "--rate", "0.5"]
+    found = json.loads(t2t(*words, "--json")[1])
+    assert found["hours"] == pytest.approx(found["train_flops"] / (0.5e12 * 2) / 3600)
+    code, out, err = t2t(*words, "--compile")
+    assert code == 0 and "compiling" in err
+    assert "XLA: memory per device" in out and "at 0.5 TFLOP/s x 2 device(s)" in out
+
+
 def test_prepare(t2t):
     code, out, _ = t2t("prepare", "reversal", "--json")
     report = json.loads(out)
@@ -223,6 +236,11 @@ MISTAKES = {
     "evaluate {tmp}/list": "{tmp}/list/experiment.json is damaged: it is not the record of a run",
     "train quickstart --name x": "--name is what an experiment is known by, not a knob",
     "train quickstart --paper.hours 3": "--paper.hours is what an experiment is known by, not a knob",
+    "cost reversal --rate 0": "--rate is a number, above 0, not 0.0",
+    "cost reversal --rate fast": "--rate is a number, above 0, not 'fast'",
+    "cost reversal --mesh.data 0": "--mesh.data is -1 or at least 1, not 0",
+    "cost reversal --mesh.fsdp 3": "--mesh.fsdp 3 does not divide an axis of",
+    "cost reversal --mesh.data 64 --compile": "needs 64 devices; there are 8",
     "train reversal --mesh.model 3": "--mesh.model 3 does not divide an axis of",
     "train reversal --run {tmp}/new --task.corpus.test {tmp}/none": "no file {tmp}/none",
     "train reversal --run {tmp}/new --model.positions learned --model.max_length 8": "the model takes 8",

@@ -146,6 +146,10 @@ def test_a_mirror_is_copied_once(data_dir, address, tmp_path, monkeypatch, serve
 
 def test_a_mirror_that_fails_leaves_nothing(data_dir, address, tmp_path):
     refused(lambda: corpus(tmp_path, mirror="http://127.0.0.1:9").pairs("dev"), "cannot fetch", "mirror")
-    refused(lambda: Tfds("wmt14_translate/fr-en", "en", "fr", str(tmp_path), address).pairs("dev"), "cannot fetch", "not found")
+    refused(
+        lambda: Tfds("wmt14_translate/fr-en", "en", "fr", str(tmp_path), address).pairs("dev"),
+        "cannot fetch",
+        "not found",
+    )
     for left in tmp_path.rglob("*"):
         assert left.is_dir() and "unfinished" not in left.name

@@ -31,9 +31,7 @@ DATA_DIR = "~/tensorflow_datasets"  # TensorFlow Datasets' own default
 class Tfds:
     """A translation data set of TensorFlow Datasets."""
 
-    dataset: (
-        str  # its name and configuration there, and :version if not the newest: wmt14_translate/de-en
-    )
+    dataset: str  # its name and configuration there, and :version if not the newest: wmt14_translate/de-en
     source: str  # the feature that is the source sentence, a two-letter code
     target: str  # the feature that is the target sentence
     data_dir: str = ""  # folder of prepared data sets; "": $TFDS_DATA_DIR, or ~/tensorflow_datasets
