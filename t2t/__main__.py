@@ -157,22 +157,30 @@ def _final_evaluation(run: Any, tree: Any) -> None:
     found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
     _print_evaluation(found)
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
-        print(f"\nsource      {source}\noutput      {hypothesis}\nreference   {reference}")
-    print(f"\nrun         {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
-    print(f'try next    echo "Where is the station?" | t2t translate {run.folder} --average {average}')
-    print(f"            t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
-    print(f"            t2t show {tree.name}")
+        print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
+    print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
+    print(f'try next      echo "Where is the station?" | t2t translate {run.folder} --average {average}')
+    print(f"              t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
+    print(f"              t2t show {tree.name}")
+
+
+def _how(found: dict[str, Any]) -> str:
+    steps, how = found["checkpoints"], found["decoding"]
+    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}"
 
 
 def _print_evaluation(found: dict[str, Any]) -> None:
-    steps = found["checkpoints"]
-    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
-    how = found["decoding"]
-    print(f"{found['split']} split, weights: {weights}; beam {how['beam']}, alpha {how['alpha']:g}")
-    print(f"perplexity  {found['perplexity']:.2f} per token, unsmoothed")
-    for name, score in found["scores"].items():
-        print(f"{name:<11} {score['score']:.2f} ({score['signature']})")
-    print(f"outputs     {found['folder']}")
+    print(f"{found['split']} split, weights: {_how(found)}")
+    print(f"perplexity    {found['perplexity']:.2f} per token, unsmoothed")
+    _print_scores(found["scores"])
+    print(f"outputs       {found['folder']}")
+
+
+def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    for name, found in scores.items():
+        interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+        print(f"{name:<13} {found['score']:.2f} {interval} ({found['signature']})")
 
 
 # ------------------------------------------------------------------------------ Verbs on runs

@@ -29,7 +29,18 @@ from t2t.errors import UserError
 from t2t.experiment import Experiment
 
 UNFINISHED = ".unfinished"  # ends the name of what is still being written
-VERSIONS = ("t2t", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "sacrebleu")
+VERSIONS = (
+    "t2t",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "sentencepiece",
+    "sacrebleu",
+    "sacremoses",
+)
 
 
 @dataclasses.dataclass(frozen=True)

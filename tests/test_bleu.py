@@ -1,0 +1,227 @@
+"""The readings of a score against plain Python and against sacreBLEU."""
+
+import collections
+import importlib.metadata
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+from sacrebleu import significance
+
+from t2t.data.translation import Translation
+from t2t.metrics import bleu
+
+NAMES = ["sacrebleu", "sacrebleu_lc", "intl", "paper", "tokenised_lc", "chrf"]
+WORDS = ["Haus", "das", "alt-neue", "U-Bahn-Netz", "grün", "steht", "Straße", "am", "er", "weiß"]
+
+
+def multi_bleu(hypotheses, references):
+    """BLEU of lists of tokens as multi-bleu.perl has it: clipped matches, closest length, nothing smoothed."""
+    matched, total = [0] * 4, [0] * 4
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        for n in range(4):
+            ours, theirs = (
+                collections.Counter(tuple(side[i : i + n + 1]) for i in range(len(side) - n))
+                for side in (hypothesis, reference)
+            )
+            matched[n] += sum((ours & theirs).values())
+            total[n] += sum(ours.values())
+    if not all(matched):
+        return 0.0
+    lengths = sum(map(len, references)), sum(map(len, hypotheses))
+    penalty = min(1.0, math.exp(1 - lengths[0] / lengths[1]))
+    return 100 * penalty * math.exp(sum(math.log(m / t) for m, t in zip(matched, total, strict=True)) / 4)
+
+
+def sentences(count, seed=0):
+    """References as lists of words, and outputs in which some are lost, swapped or written small."""
+    rng = np.random.default_rng(seed)
+    references, hypotheses = [], []
+    for length in rng.integers(5, 15, count):
+        words = [WORDS[i] for i in rng.integers(0, len(WORDS), length)]
+        kept = [word.lower() if rng.random() < 0.1 else word for word in words if rng.random() > 0.1]
+        i = int(rng.integers(0, max(1, len(kept) - 1)))
+        references.append(words)
+        hypotheses.append([*kept[:i], *reversed(kept[i : i + 2]), *kept[i + 2 :]])
+    return hypotheses, references
+
+
+def text(lists):
+    return [f"{' '.join(words)}." for words in lists]
+
+
+def tokens(lists, at="-"):
+    """The tokens of `text`: a hyphen splits a word into two with a token `at` between, and three words' first alone."""
+    return [[*(piece for word in words for piece in word.replace("-", at).split()), "."] for words in lists]
+
+
+def scores(hypotheses, references, target="de", source="en"):
+    return bleu.scores(hypotheses, references, target, source)
+
+
+# ------------------------------------------------------------------------------ The readings
+
+
+def test_the_papers_reading_is_multi_bleu_of_split_tokens():
+    hypotheses, references = sentences(60)
+    found = scores(text(hypotheses), text(references))
+    split, whole = (multi_bleu(tokens(hypotheses, at), tokens(references, at)) for at in (" ##AT##-##AT## ", "-"))
+    assert 20 < whole < split < 90
+    assert found["paper"].score == pytest.approx(split, abs=1e-4)
+    french = scores(text(hypotheses), text(references), target="fr")
+    assert french["paper"].score == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize(("target", "source", "split"), [("de", "en", True), ("de", "fr", False), ("en", "de", False)])
+def test_hyphens_are_split_from_english_into_german_alone(target, source, split):
+    hypotheses, references = sentences(30)
+    at = " ##AT##-##AT## " if split else "-"
+    found = scores(text(hypotheses), text(references), target, source)["paper"]
+    assert found.score == pytest.approx(multi_bleu(tokens(hypotheses, at), tokens(references, at)), abs=1e-4)
+    assert f"|at:{'yes' if split else 'no'}|" in found.signature
+
+
+def test_the_published_reading_is_multi_bleu_of_small_letters():
+    hypotheses, references = sentences(60)
+    small = [[[word.lower() for word in words] for words in side] for side in (hypotheses, references)]
+    expected = multi_bleu(*map(tokens, small))
+    assert scores(text(hypotheses), text(references))["tokenised_lc"].score == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("der rot-grüne Ball", "der rot ##AT##-##AT## grüne Ball"),
+        ("U-Bahn-Netz", "U ##AT##-##AT## Bahn ##AT##-##AT## Netz"),
+        ("a-b-c", "a ##AT##-##AT## b-c"),  # a letter belongs to one match alone
+        ("a - b -c d-", "a - b -c d-"),
+        ("1999-2000", "1999 ##AT##-##AT## 2000"),
+        ("von 1999–2000", "von 1999 – 2000"),  # a dash is no hyphen
+        ("Er sagt: „Ja, gut.“", "Er sagt : &quot; Ja , gut . &quot;"),
+        ("« Ja » ‚nein‘ und’s", "&quot; Ja &quot; &apos; nein &apos; und &apos; s"),
+        ("Was…？", "Was ... ?"),
+        ("z.B. 3.000,5 & mehr", "z.B. 3.000,5 &amp; mehr"),
+        ("", ""),
+    ],
+)
+def test_tokens_of_the_paper(line, expected):
+    assert bleu.PaperTokens("de", split_hyphens=True)(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ein rot-grüner ball", "ein rot-grüner ball"),
+        ("er sagt „ja“ – gut", "er sagt &quot; ja &quot; - gut"),
+        ('er sagt: "ja."', "er sagt : &quot; ja &quot; ."),  # as Moses' script has it for German
+    ],
+)
+def test_tokens_of_multi30k(line, expected):
+    assert bleu.Multi30kTokens("de")(line) == expected
+
+
+def test_typographic_quotes_cost_nothing_in_the_papers_reading():
+    plain = ['Er sagt: "Das geht so nicht", und geht.', "Was soll's, sagt sie nun."]
+    written = ["Er sagt: „Das geht so nicht“, und geht.", "Was soll’s, sagt sie nun."]
+    french = ["Er sagt: «Das geht so nicht», und geht.", "Was soll’s, sagt sie nun."]
+    for hypotheses in (written, french):
+        found = scores(hypotheses, plain)
+        assert found["paper"].score == found["tokenised_lc"].score == 100
+        assert found["sacrebleu"].score < 100
+
+
+def test_case_counts_where_it_says_so():
+    hypotheses, references = sentences(40)
+    found = scores([line.upper() for line in text(hypotheses)], [line.upper() for line in text(references)])
+    mixed = scores([line.lower() for line in text(hypotheses)], text(references))
+    for name in ("sacrebleu_lc", "tokenised_lc"):
+        assert mixed[name].score == pytest.approx(scores(text(hypotheses), text(references))[name].score, abs=1e-4)
+        assert "|case:lc|" in mixed[name].signature
+    for name in ("sacrebleu", "intl", "paper", "chrf"):
+        assert mixed[name].score < found[name].score
+        assert "|case:mixed|" in mixed[name].signature
+
+
+def test_nothing_is_smoothed_in_multi_bleu():
+    found = scores(["Das Haus steht."], ["Ein Haus stand."])
+    assert found["paper"].score == found["tokenised_lc"].score == 0 < found["sacrebleu"].score
+
+
+def test_sacrebleus_readings_are_its_own():
+    hypotheses, references = map(text, sentences(50))
+    found = scores(hypotheses, references)
+    expected = {
+        "sacrebleu": sacrebleu.corpus_bleu(hypotheses, [references]),
+        "sacrebleu_lc": sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True),
+        "intl": sacrebleu.corpus_bleu(hypotheses, [references], tokenize="intl"),
+        "chrf": sacrebleu.corpus_chrf(hypotheses, [references]),
+    }
+    for name, value in expected.items():
+        assert found[name].score == pytest.approx(value.score, abs=1e-4)
+
+
+def test_identical_texts_have_every_reading_at_100():
+    lines = text(sentences(20)[1])
+    for name, found in scores(lines, lines).items():
+        assert (found.score, found.low, found.high) == (100, 100, 100), name
+
+
+def test_signatures_say_it_all():
+    moses = f"moses-de-sacremoses-{importlib.metadata.version('sacremoses')}"
+    end = f"version:{importlib.metadata.version('sacrebleu')}"
+    found = scores(["Das Haus."], ["Das Haus."])
+    assert list(found) == NAMES
+    assert [each.signature for each in found.values()] == [
+        f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|{end}",
+        f"nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|{end}",
+        f"nrefs:1|case:mixed|eff:no|tok:intl|smooth:exp|{end}",
+        f"nrefs:1|case:mixed|eff:no|tok:{moses}|norm:unicode-punctuation+quotes|at:yes|smooth:none|{end}",
+        f"nrefs:1|case:lc|eff:no|tok:{moses}|norm:punctuation-de|at:no|smooth:none|{end}",
+        f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|{end}",
+    ]
+
+
+def test_a_language_without_rules_has_no_readings_by_moses():
+    assert list(scores(["bir ev"], ["bir ev"], target="tr")) == ["sacrebleu", "sacrebleu_lc", "intl", "chrf"]
+    assert "tr" not in bleu.languages() and {"de", "en", "fr"} < set(bleu.languages())
+
+
+def test_a_task_scores_in_its_own_languages(toy):
+    found = Translation(toy.task.corpus, "en", "de").score(["a well-known house."], ["a well-known house."])
+    assert "tok:moses-de-" in found["paper"].signature and "|at:yes|" in found["paper"].signature
+    assert "tok:moses-en-" in toy.task.score(["a"], ["a"])["paper"].signature
+
+
+# ------------------------------------------------------------------------------ Intervals
+
+
+def test_an_interval_holds_its_score_and_is_always_the_same(monkeypatch):
+    hypotheses, references = map(text, sentences(100))
+    found = scores(hypotheses, references)
+    for each in found.values():
+        assert each.low < each.score < each.high < each.low + 30
+    monkeypatch.setenv("SACREBLEU_SEED", "7")
+    assert scores(hypotheses, references) == found
+
+
+def test_an_interval_shrinks_with_more_sentences():
+    few, many = (scores(*map(text, sentences(count)))["paper"] for count in (50, 800))
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+
+
+@pytest.mark.parametrize("name", ["sacrebleu", "chrf"])
+def test_resamples_are_those_of_sacrebleu(name):
+    hypotheses, references = map(text, sentences(40))
+    metric = {"sacrebleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}[name]
+    statistics = metric._extract_corpus_statistics(hypotheses, [references])
+    drawn = sorted(each.score for each in significance._bootstrap_resample(statistics, metric, 1000)[1])
+    found = scores(hypotheses, references)[name]
+    assert (found.low, found.high) == pytest.approx((drawn[25], drawn[974]), abs=1e-3)
+
+
+@pytest.mark.parametrize("lines", [["Das Haus steht am Wald."], [""], ["", "Das Haus."]])
+def test_any_number_of_lines_has_an_interval(lines):
+    reference = ["Das Haus steht am Wald.", "Ein Haus."][: len(lines)]
+    for found in scores(lines, reference).values():
+        assert 0 <= found.low <= found.score <= found.high <= 100
