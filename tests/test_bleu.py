@@ -1,15 +1,23 @@
-"""The readings of a score against plain Python and against sacreBLEU."""
+"""The readings of a score against plain Python and against sacreBLEU, and the verbs `bleu` and `compare`."""
 
 import collections
+import gzip
 import importlib.metadata
+import json
 import math
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import sacrebleu
 from sacrebleu import significance
 
+from t2t import run as runs
+from t2t.__main__ import main
+from t2t.data import pipeline
 from t2t.data.translation import Translation
+from t2t.experiment import override
 from t2t.metrics import bleu
 
 NAMES = ["sacrebleu", "sacrebleu_lc", "intl", "paper", "tokenised_lc", "chrf"]
@@ -225,3 +233,198 @@ def test_any_number_of_lines_has_an_interval(lines):
     reference = ["Das Haus steht am Wald.", "Ein Haus."][: len(lines)]
     for found in scores(lines, reference).values():
         assert 0 <= found.low <= found.score <= found.high <= 100
+
+
+# ------------------------------------------------------------------------------ t2t bleu
+
+
+@pytest.fixture
+def t2t(capsys):
+    def call(*words):
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A reference, compressed, and outputs for it."""
+    hypotheses, references = map(text, sentences(30))
+    (tmp_path / "reference.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in references).encode()))
+    (tmp_path / "outputs").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+    return tmp_path
+
+
+def test_bleu_of_two_files(t2t, files):
+    hypotheses, references = map(text, sentences(30))
+    code, out, err = t2t("bleu", files / "reference.gz", files / "outputs", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found == {name: score._asdict() for name, score in scores(hypotheses, references).items()}
+    assert all(set(each) == {"score", "signature", "low", "high"} for each in found.values())
+    _, out, _ = t2t("bleu", files / "reference.gz", files / "outputs", "--lang", "en", "--source_lang", "tr")
+    assert [line.split()[0] for line in out.splitlines()] == NAMES
+    english = scores(hypotheses, references, "en", "tr")["paper"]
+    line = f"paper         {english.score:.2f} [{english.low:.2f}, {english.high:.2f}] ({english.signature})"
+    assert line in out.splitlines()
+
+
+MISTAKES = {
+    "{tmp}/reference.gz {tmp}/two": "{tmp}/reference.gz has 30 lines, but {tmp}/two has 2: they must match line by",
+    "{tmp}/empty {tmp}/empty": "{tmp}/empty and {tmp}/empty are empty",
+    "{tmp}/two {tmp}/output": "no file {tmp}/output; did you mean outputs?",
+    "{tmp}/two {tmp}/latin": "{tmp}/latin, line 2: not UTF-8",
+    "{tmp}/two {tmp}/two --lang dee": "no language 'dee'; did you mean de?",
+    "{tmp}/two {tmp}/two --lang xx": "no language 'xx'; allowed: as, bn,",
+    "{tmp}/two {tmp}/two --source_lang eng": "no language 'eng'; did you mean en?",
+    "{tmp}/two {tmp}/two --land de": "no option '--land'; did you mean --lang or",
+    "{tmp}/two": "required: HYP",
+}
+
+
+@pytest.mark.parametrize(("words", "complaint"), MISTAKES.items())
+def test_mistakes_with_files(t2t, files, words, complaint):
+    (files / "two").write_text("a\nb\n")
+    (files / "empty").write_text("")
+    (files / "latin").write_bytes(b"a\n\xe4\n")
+    code, out, err = t2t("bleu", *words.format(tmp=files).split())
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("t2t: ") and complaint.format(tmp=files) in err
+
+
+# ------------------------------------------------------------------------------ t2t compare
+
+
+def evaluated(run, outputs, references, step=40, average=2, **changes):
+    """An evaluation of the test split, as evaluate.py writes them."""
+    texts = {"sources": [f"source {i}" for i in range(len(references))], "references": references}
+    summary = {
+        "split": "test",
+        "scores": {},
+        "checkpoints": list(range(step - average + 1, step + 1)),
+        "decoding": {"beam": 4, "alpha": 0.6},
+    }
+    name = f"test-step{step}-average{average}"
+    return runs.write_evaluation(run, name, {**texts, "hypotheses": outputs, **changes}, summary)
+
+
+@pytest.fixture
+def two(toy, tmp_path):
+    """Two run folders that were never trained."""
+    prepared = pipeline.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    found = [runs.Run(tmp_path / name) for name in ("one", "other")]
+    for run in found:
+        runs.begin(run, toy, prepared, "cpu", 0)
+    return found
+
+
+def test_compare_two_runs(t2t, two):
+    references = text(sentences(80)[1])
+    worse, better = text(sentences(80)[0]), text([*sentences(80)[1][:40], *sentences(80)[0][40:]])
+    folders = evaluated(two[0], worse, references), evaluated(two[1], better, references)
+    code, out, err = t2t("compare", two[0].folder, two[1].folder, "--json")
+    found = json.loads(out)
+    assert code == 0 and "comparing 80 test pairs" in err
+    assert [found["split"], found["first"], found["second"]] == ["test", *map(str, folders)]
+    assert list(found["scores"]) == NAMES
+    both = scores(worse, references, "en", "en"), scores(better, references, "en", "en")
+    for name, each in found["scores"].items():
+        assert (each["first"], each["second"]) == pytest.approx([side[name].score for side in both], abs=2e-4)
+        assert each["difference"] == pytest.approx(each["second"] - each["first"], abs=2e-4)
+        assert each["difference"] > 0 and each["p"] < 0.01
+        assert each["signature"] == both[0][name].signature.replace("|case", "|ar:10000|seed:12345|case")
+    _, out, _ = t2t("compare", two[0].folder, two[1].folder)
+    assert f"first         {folders[0]}, weights: mean of 2 checkpoints up to step 40; beam 4, alpha 0.6" in out
+    one = found["scores"]["paper"]
+    line = f"paper         {one['second']:.2f} - {one['first']:.2f} = {one['difference']:+.2f}, p {one['p']:.4f} ("
+    assert line in out
+
+
+def test_the_same_outputs_do_not_differ(t2t, two):
+    hypotheses, references = map(text, sentences(30))
+    for run in two:
+        evaluated(run, hypotheses, references)
+    found = json.loads(t2t("compare", two[0].folder, two[1].folder, "--json")[1])
+    assert {(each["difference"], each["p"]) for each in found["scores"].values()} == {(0, 1)}
+
+
+def test_two_other_outputs_prove_little():
+    hypotheses, references = map(text, sentences(30))
+    changed = [*references[:2], *hypotheses[2:]]
+    assert sum(a != b for a, b in zip(changed, hypotheses, strict=True)) == 2
+    for each in bleu.compare(hypotheses, changed, references, "de", "en").values():
+        assert each.difference > 0 and each.p >= 0.5
+
+
+def test_a_difference_by_chance_is_called_so():
+    first, references = sentences(60)
+    mixed = [[*a, "Haus"] if i % 2 else a[:-1] for i, a in enumerate(first)]
+    other = [a[:-1] if i % 2 else [*a, "Haus"] for i, a in enumerate(first)]
+    found = bleu.compare(text(mixed), text(other), text(references), "de", "en")["paper"]
+    assert found.p > 0.05
+
+
+def test_the_newest_evaluation_is_compared(t2t, two):
+    hypotheses, references = map(text, sentences(20))
+    evaluated(two[0], hypotheses, references, step=40)
+    old = evaluated(two[0], hypotheses, references, step=200, average=1)
+    new = evaluated(two[0], hypotheses, references, step=200)
+    evaluated(two[0], hypotheses, references, step=60)
+    os.utime(old / "scores.json", (1, 1))
+    evaluated(two[1], hypotheses, references)
+    assert [each.folder.name for each in runs.evaluations(two[0], "test")] == [
+        "test-step40-average2",
+        "test-step60-average2",
+        "test-step200-average1",
+        "test-step200-average2",
+    ]
+    assert runs.evaluations(two[0], "dev") == []
+    _, out, err = t2t("compare", two[0].folder, two[1].folder)
+    assert f"first         {new}" in out
+    assert f"{two[0].folder} has 4 evaluations of the test split; the newest is {new.name}" in err
+
+
+def complaint(t2t, *words):
+    code, out, err = t2t("compare", *words)
+    assert (code, out) == (2, "") and "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def test_mistakes_with_runs(t2t, two, tmp_path):
+    hypotheses, references = map(text, sentences(10))
+    runs_ = [run.folder for run in two]
+    made = evaluated(two[0], hypotheses, references)
+    assert complaint(t2t, *runs_) == (
+        f"t2t: {runs_[1]} has no evaluation of the test split: t2t evaluate {runs_[1]} --split test"
+    )
+    assert "has no evaluation of the dev split" in complaint(t2t, *runs_, "--split", "dev")
+    assert "nowhere is not a run folder" in complaint(t2t, runs_[0], tmp_path / "nowhere")
+    other = evaluated(two[1], hypotheses, references[::-1])
+    assert f"{made} and {other} are not of the same data: their references differ" in complaint(t2t, *runs_)
+    evaluated(two[1], hypotheses, references, sources=["other"] * 10)
+    assert "are not of the same data: their sources differ" in complaint(t2t, *runs_)
+    evaluated(two[1], hypotheses[:9], references)
+    assert f"{other} is damaged: 9 outputs for 10 references" in complaint(t2t, *runs_)
+    (other / "references.txt").unlink()
+    assert f"no file {other / 'references.txt'}" in complaint(t2t, *runs_)
+    (other / "scores.json").write_text("{}")
+    assert "scores.json is damaged: it is not the summary of an evaluation" in complaint(t2t, *runs_)
+    (other / "scores.json").write_text("{")
+    assert "scores.json is damaged" in complaint(t2t, *runs_)
+
+
+def test_runs_of_other_languages_are_not_compared(t2t, two, toy):
+    hypotheses, references = map(text, sentences(10))
+    prepared = pipeline.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    runs.begin(two[1], override(toy, {"task.target": "de"}), prepared, "cpu", 0)
+    for run in two:
+        evaluated(run, hypotheses, references)
+    folders = [run.folder for run in two]
+    assert f"{folders[0]} translates en into en, but {folders[1]} en into de" in complaint(t2t, *folders)
+
+
+def test_runs_of_another_task_are_not_compared(t2t, two, monkeypatch):
+    monkeypatch.setattr(runs, "load", lambda _: (two[0], SimpleNamespace(task=object()), None))
+    assert "is no run of translating" in complaint(t2t, two[0].folder, two[1].folder)
