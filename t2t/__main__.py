@@ -187,22 +187,30 @@ def _final_evaluation(run: Any, tree: Any) -> None:
     found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
     _print_evaluation(found)
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
-        print(f"\nsource      {source}\noutput      {hypothesis}\nreference   {reference}")
-    print(f"\nrun         {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
-    print(f'try next    echo "Where is the station?" | t2t translate {run.folder} --average {average}')
-    print(f"            t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
-    print(f"            t2t show {tree.name}")
+        print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
+    print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
+    print(f'try next      echo "Where is the station?" | t2t translate {run.folder} --average {average}')
+    print(f"              t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
+    print(f"              t2t show {tree.name}")
+
+
+def _how(found: dict[str, Any]) -> str:
+    steps, how = found["checkpoints"], found["decoding"]
+    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}"
 
 
 def _print_evaluation(found: dict[str, Any]) -> None:
-    steps = found["checkpoints"]
-    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
-    how = found["decoding"]
-    print(f"{found['split']} split, weights: {weights}; beam {how['beam']}, alpha {how['alpha']:g}")
-    print(f"perplexity  {found['perplexity']:.2f} per token, unsmoothed")
-    for name, score in found["scores"].items():
-        print(f"{name:<11} {score['score']:.2f} ({score['signature']})")
-    print(f"outputs     {found['folder']}")
+    print(f"{found['split']} split, weights: {_how(found)}")
+    print(f"perplexity    {found['perplexity']:.2f} per token, unsmoothed")
+    _print_scores(found["scores"])
+    print(f"outputs       {found['folder']}")
+
+
+def _print_scores(scores: dict[str, dict[str, Any]]) -> None:
+    for name, found in scores.items():
+        interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+        print(f"{name:<13} {found['score']:.2f} {interval} ({found['signature']})")
 
 
 def cost(args: Args) -> None:
@@ -273,6 +281,49 @@ def score(args: Args) -> None:
         print(f"{value:.6f}")
 
 
+def compare(args: Args) -> None:
+    """t2t compare"""
+    from t2t.metrics import bleu
+    from t2t.progress import say
+    from t2t.run import paired
+
+    (first, task), (second, other) = (_newest_evaluation(Path(run), args.split) for run in (args.a, args.b))
+    if (task.source, task.target) != (other.source, other.target):
+        ours, others = f"{task.source} into {task.target}", f"{other.source} into {other.target}"
+        raise UserError(f"{args.a} translates {ours}, but {args.b} {others}")
+    mine, theirs, references = paired(first, second)
+    say(f"comparing {len(references):,} {args.split} pairs: half a minute for 3,000")
+    found = bleu.compare(mine, theirs, references, task.target, task.source)
+    if args.json:
+        scores = {name: each._asdict() for name, each in found.items()}
+        folders = {"first": str(first.folder), "second": str(second.folder)}
+        print(json.dumps({"split": args.split, **folders, "scores": scores}, indent=1))
+        return
+    print(f"{args.split} split; the second less the first, p by paired approximate randomisation")
+    for name, evaluation in (("first", first), ("second", second)):
+        print(f"{name:<13} {evaluation.folder}, weights: {_how(evaluation.summary)}")
+    for name, each in found.items():
+        values = f"{each.second:.2f} - {each.first:.2f} = {each.difference:+.2f}"
+        print(f"{name:<13} {values}, p {each.p:.4f} ({each.signature})")
+
+
+def _newest_evaluation(folder: Path, split: str) -> tuple[Any, Any]:
+    """The newest evaluation of a split in a run folder, and the task of the run, which is translating."""
+    from t2t import run as runs
+    from t2t.data.translation import Translation
+    from t2t.progress import say
+
+    run, tree, _ = runs.load(folder)
+    if not isinstance(tree.task, Translation):
+        raise UserError(f"{folder} is no run of translating: its scores are others")
+    found = runs.evaluations(run, split)
+    if not found:
+        raise UserError(f"{folder} has no evaluation of the {split} split: t2t evaluate {folder} --split {split}")
+    if len(found) > 1:
+        say(f"{folder} has {len(found)} evaluations of the {split} split; the newest is {found[-1].folder.name}")
+    return found[-1], tree.task
+
+
 def average(args: Args) -> None:
     """t2t average"""
     from t2t import checkpoint
@@ -294,6 +345,24 @@ def completion(args: Args) -> None:
     knobs = list(experiment.leaves(experiment.get("quickstart")))
     parser, _ = build_parser(VERBS, list(experiment.registered()), knobs)
     print(shtab.complete(parser, shell=args.shell))
+
+
+# ------------------------------------------------------------------------------ Verbs on files
+
+
+def bleu(args: Args) -> None:
+    """t2t bleu"""
+    from t2t.data.corpora import parallel
+    from t2t.metrics import bleu
+
+    bleu.check_languages(args.lang, args.source_lang)
+    references, hypotheses = zip(*parallel(Path(args.reference), Path(args.hypothesis)), strict=True)
+    scores = bleu.scores(hypotheses, references, args.lang, args.source_lang)
+    found = {name: score._asdict() for name, score in scores.items()}
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print_scores(found)
 
 
 # ------------------------------------------------------------------------------ What there is
@@ -388,6 +457,31 @@ VERBS = (
         "log-probability (nats) of each line of TARGET as a translation of the same line of SOURCE",
         score,
         (RUN, Option("source", {"metavar": "SOURCE"}), Option("target", {"metavar": "TARGET"}), AVERAGE, JSON),
+    ),
+    Verb(
+        "compare",
+        "whether the newest evaluations of two runs differ by more than chance, in each score",
+        compare,
+        (Option("a", {"metavar": "RUN"}), Option("b", {"metavar": "RUN"}), SPLIT, JSON),
+    ),
+    Verb(
+        "bleu",
+        "the scores of a file of outputs against a file of references, with signatures and intervals",
+        bleu,
+        (
+            Option("reference", {"metavar": "REF", "help": "detokenised text, a sentence a line; .gz and .xz too"}),
+            Option("hypothesis", {"metavar": "HYP", "help": "the same, of what is scored"}),
+            Option("--lang", {"default": "de", "metavar": "L", "help": "the language of both; default: de"}),
+            Option(
+                "--source_lang",
+                {
+                    "default": "en",
+                    "metavar": "L",
+                    "help": "what was translated; the paper's reading splits hyphens from en into de; default: en",
+                },
+            ),
+            JSON,
+        ),
     ),
     Verb(
         "average",

@@ -23,13 +23,25 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from t2t import experiment as experiments
+from t2t.data.corpora import read_lines
 from t2t.data.prepare import Prepared
 from t2t.data.vocabulary import Vocabulary
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 
 UNFINISHED = ".unfinished"  # ends the name of what is still being written
-VERSIONS = ("t2t", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "sacrebleu")
+VERSIONS = (
+    "t2t",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "sentencepiece",
+    "sacrebleu",
+    "sacremoses",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,3 +282,56 @@ def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: 
     shutil.rmtree(folder, ignore_errors=True)  # the same weights on the same data in the same way, evaluated before
     beside.rename(folder)
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A folder below evaluations/, and what its scores.json says."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    def lines(self, kind: str) -> list[str]:
+        """The "sources", "hypotheses" or "references"; raises UserError when the file is missing or broken."""
+        return list(read_lines(self.folder / f"{kind}.txt"))
+
+
+def evaluations(run: Run, split: str) -> list[Evaluation]:
+    """Those of a split, the newest last: by the step of their weights, then by when they were written.
+
+    Raises:
+        UserError: a scores.json is damaged; names it.
+    """
+    paths = (run.folder / "evaluations").glob("*/scores.json")
+    found = [Evaluation(path.parent, _read_summary(path)) for path in paths if path.parent.suffix != UNFINISHED]
+    written = {each.folder: (each.folder / "scores.json").stat().st_mtime for each in found}
+    of_split = [each for each in found if each.summary["split"] == split]
+    return sorted(of_split, key=lambda each: (each.summary["checkpoints"][-1], written[each.folder], each.folder))
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(summary, dict) or not {"split", "checkpoints", "decoding"} <= summary.keys():
+        raise UserError(f"{path} is damaged: it is not the summary of an evaluation")
+    return summary
+
+
+def paired(first: Evaluation, second: Evaluation) -> tuple[list[str], list[str], list[str]]:
+    """The outputs of two evaluations, and the references that they share.
+
+    Raises:
+        UserError: their sources or references differ, or one of them has not an output a line.
+    """
+    for kind in ("sources", "references"):
+        if first.lines(kind) != second.lines(kind):
+            raise UserError(f"{first.folder} and {second.folder} are not of the same data: their {kind} differ")
+    references = first.lines("references")
+    for each in (first, second):
+        if (there := len(each.lines("hypotheses"))) != len(references):
+            raise UserError(f"{each.folder} is damaged: {there} outputs for {len(references)} references")
+    return first.lines("hypotheses"), second.lines("hypotheses"), references

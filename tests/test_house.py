@@ -183,7 +183,7 @@ def test_help_imports_no_jax():
     assert done.returncode == 0
     assert "usage: t2t" in done.stdout
     assert "t2t.arguments" in imported
-    heavy = ("experiments", "jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "sentencepiece")
+    heavy = ("experiments", "jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "sentencepiece", "sacrebleu")
     assert [name for name in imported for package in heavy if inside(package, name)] == []
 
 
@@ -206,7 +206,7 @@ def test_list_needs_no_device_and_little_else():
     code, loaded, no_device = json.loads(done.stderr.splitlines()[-1])
     assert (code, no_device) == (0, True)
     assert "experiments.quickstart" in loaded
-    heavy = ("orbax", "grain", "tensorflow", "tensorflow_datasets", "tensorboardX")
+    heavy = ("orbax", "grain", "tensorflow", "tensorflow_datasets", "tensorboardX", "sacremoses")
     assert [name for name in loaded for package in heavy if inside(package, name)] == []
 
 

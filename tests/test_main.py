@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,7 @@ def test_train_evaluate_and_again(t2t, tmp_path):
     code, out, err = t2t(*words)
     assert code == 0
     assert "sacrebleu" in out and "tok:13a" in out and "reference" in out and "try next" in out
+    assert "paper " in out and "tokenised_lc " in out and not re.search(r"\bbleu\b", out, re.IGNORECASE)
     assert err.splitlines()[0].startswith("reversal: 5 steps in") and "compiled" in err.splitlines()[0]
     assert "trained for 5 steps already" in t2t(*words)[2]
     code, out, _ = t2t(*words, "--final_evaluation", "none", "--train_steps", "6")
@@ -118,8 +120,12 @@ def test_evaluate(t2t, run):
     found = json.loads(out)
     assert code == 0 and found["split"] == "dev" and found["checkpoints"] == [40, 60]
     assert found["decoding"]["beam"] == 2
-    assert set(found["scores"]) == {"sacrebleu", "chrf"}
-    assert "perplexity" in t2t("evaluate", run)[1]
+    assert set(found["scores"]) == {"sacrebleu", "sacrebleu_lc", "intl", "paper", "tokenised_lc", "chrf"}
+    assert all(set(each) == {"score", "signature", "low", "high"} for each in found["scores"].values())
+    out = t2t("evaluate", run)[1]
+    assert "perplexity" in out and re.search(
+        r"^paper +\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\] \(nrefs:1\|", out, re.MULTILINE
+    )
 
 
 def test_translate_answers_each_line_in_order(t2t, run):

@@ -32,5 +32,5 @@ class Translation:
         return self.vocabulary
 
     def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
-        """SacreBLEU and chrF."""
-        return bleu.scores(hypotheses, references)
+        """The readings of `bleu.scores`."""
+        return bleu.scores(hypotheses, references, self.target, self.source)
