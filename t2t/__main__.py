@@ -93,6 +93,19 @@ def show(args: Args) -> None:
     width = max(map(len, leaves))
     for path, (value, _, comment) in leaves.items():
         print(f"{path:<{width}}  {value!s:<12}  {comment}".rstrip())
+    print(f"\n{_effective_batch(tree)}")
+
+
+def _effective_batch(tree: Any) -> str:
+    """What a step has, however many devices there are."""
+    from t2t.sharding import parts
+
+    tokens, most = tree.batching.tokens, tree.mesh.tokens_per_device
+    planned = ", ".join(f"{parts(tree.mesh, n, tokens, 1)} on {n}" for n in (1, 2, 4, 8))
+    return (
+        f"a step has room for {tokens:,} source and {tokens:,} target tokens, however many devices there are;\n"
+        f"a device computes at most {most:,} at a time: parts of a step by number of devices: {planned}"
+    )
 
 
 def diff(args: Args) -> None:
@@ -177,7 +190,7 @@ def _final_evaluation(run: Any, tree: Any) -> None:
     from t2t.data.vocabulary import Vocabulary
     from t2t.progress import say
 
-    average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree.checkpoint_every)))
+    average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree)))
     if average < tree.average:
         say(
             f"{run.folder} has {average} checkpoint(s): the mean of these is evaluated, not of --average {tree.average}"

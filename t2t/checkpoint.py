@@ -79,10 +79,11 @@ def abstract_params(experiment: Experiment) -> Any:
     return jax.eval_shape(experiment.model.build().init, jax.random.key(0), sequences, sequences)
 
 
-def steps(folder: Path, every: int) -> list[int]:
-    """The steps of the checkpoints in `folder` that count for averages, ascending: each `every` steps, and the last.
+def steps(folder: Path, experiment: Experiment) -> list[int]:
+    """The steps of the checkpoints in `folder` that count for averages: each `checkpoint_every`, and the last; ascending.
 
-    One that was written because a signal came, or because an earlier part of the run ended there, does not count.
+    One that was written because a signal came, or because an earlier part of the run ended there, does not count,
+    unless checkpoints go by minutes: then all count.
 
     Raises:
         UserError: there is none.
@@ -90,6 +91,7 @@ def steps(folder: Path, every: int) -> list[int]:
     found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not found:
         raise UserError(f"no checkpoint in {folder}: train first")
+    every = 1 if experiment.checkpoint_minutes else experiment.checkpoint_every
     return [step for step in found if step % every == 0 or step == found[-1]]
 
 
@@ -99,7 +101,7 @@ def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple
     Raises:
         UserError: fewer checkpoints than `average`, or one that cannot be read.
     """
-    there = steps(folder, experiment.checkpoint_every)
+    there = steps(folder, experiment)
     if len(there) < average:
         raise UserError(f"{folder} has {len(there)} checkpoint(s), too few to average {average}")
     chosen = there[-average:]

@@ -25,9 +25,9 @@ Params = Any
 class DecodingConfig:
     """Section 6.1's beam search; the defaults are the paper's for translation."""
 
-    beam: Count = 4  # K: hypotheses kept a sentence; 1 is greedy decoding
-    alpha: NonNegative = 0.6  # α: exponent of the length penalty
-    extra_length: Whole = 50  # tokens: the output is at most this much longer than the input
+    beam: Count = 4  # K: hypotheses kept a sentence; 1 is greedy decoding; paper: 4
+    alpha: NonNegative = 0.6  # α: exponent of the length penalty; paper: 0.6
+    extra_length: Whole = 50  # tokens: the output is at most this much longer than the input; paper: 50
     max_input: Annotated[int, Range(low=2)] = 512  # tokens with EOS: a longer input is split or cut
     rows: Count = 128  # sentences decoded at a time
 

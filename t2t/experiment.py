@@ -18,7 +18,7 @@ from t2t.data.batching import BatchingConfig
 from t2t.data.task import Task
 from t2t.decode import DecodingConfig
 from t2t.errors import UserError, unknown
-from t2t.knobs import Count, Probability, Range, Whole
+from t2t.knobs import Count, NonNegative, Probability, Range, Whole
 from t2t.models import Architecture
 from t2t.models.transformer import TransformerConfig
 from t2t.optimizer import OptimizerConfig
@@ -50,13 +50,16 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     table: Whole = 0  # the paper's table that it belongs to; 0: none
     paper: Reported = Reported()  # what the paper prints for it
-    train_steps: Count = 100_000  # updates of the weights
-    label_smoothing: Probability = 0.1  # ε_ls: probability taken from the truth and spread over the other pieces
+    train_steps: Count = 100_000  # updates of the weights; paper: 100,000, big 300,000
+    label_smoothing: Probability = (
+        0.1  # ε_ls: probability taken from the truth and spread over the other pieces; paper: 0.1
+    )
     seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of weights, order of the data and dropout
     log_every: Count = 100  # steps between lines of metrics.jsonl
     evaluate_every: Count = 1_500  # steps between perplexities on dev
-    checkpoint_every: Count = 1_500  # steps between checkpoints; 1,500 are the paper's 10 minutes for base
-    average: Count = 5  # checkpoints averaged for the final evaluation, and kept
+    checkpoint_every: Count = 1_500  # steps between checkpoints; paper: 10 minutes, which are 1,500 steps, big 600
+    checkpoint_minutes: NonNegative = 0.0  # minutes between checkpoints, in place of steps; 0: go by steps; paper: 10
+    average: Count = 5  # last checkpoints averaged for the final evaluation, and kept; paper: 5, big 20
     final_evaluation: Literal["test", "dev", "none"] = "test"  # the split to decode and score when training ends
     base: str = ""  # the experiment that this is a variant of
 
@@ -76,6 +79,7 @@ RESUMABLE = {
     "log_every",
     "evaluate_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "average",
     "final_evaluation",
     "mesh",

@@ -14,12 +14,12 @@ from t2t.knobs import Count, NonNegative, Positive, Probability
 class OptimizerConfig:
     """The constants of section 5.3."""
 
-    warmup_steps: Count = 4000  # warmup_steps: steps over which the rate rises
-    scale: Positive = 1.0  # multiplies the paper's rate; the paper has 1
-    beta1: Probability = 0.9  # β1
-    beta2: Probability = 0.98  # β2
-    epsilon: Positive = 1e-9  # ε
-    clip_norm: NonNegative = 0.0  # largest norm of the whole gradient; 0: no clipping, as in the paper
+    warmup_steps: Count = 4000  # warmup_steps: steps over which the rate rises; paper: 4000
+    scale: Positive = 1.0  # multiplies the paper's rate; paper: 1
+    beta1: Probability = 0.9  # β1; paper: 0.9
+    beta2: Probability = 0.98  # β2; paper: 0.98
+    epsilon: Positive = 1e-9  # ε; paper: 1e-9
+    clip_norm: NonNegative = 0.0  # largest norm of the whole gradient; 0: no clipping; paper: none
 
     def build(self, d_model: int) -> optax.GradientTransformation:
         """Adam with the paper's schedule, behind gradient clipping if that is on."""

@@ -130,11 +130,11 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
         compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
         with run.tensorboard(where, before) as board:
-            log = Log(where, board, position["sums"])
+            log, due = Log(where, board, position["sums"]), Due(experiment)
             for step, batch in enumerate(read, before + 1):
                 state, sums = compiled[shapes_of(batch)](state, _placed(experiment, mesh, batch))
                 log.add(sums)
-                log_now, evaluate_now, save_now = _due(experiment, step)
+                log_now, evaluate_now, save_now = due.after(step)
                 if log_now:
                     row = log.close(step, _rate(experiment, step))
                     show(step, row["loss"], row["tokens_per_second"])
@@ -154,10 +154,22 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
     return where
 
 
-def _due(experiment: Experiment, step: int) -> tuple[bool, ...]:
-    """Whether to log, to evaluate and to save after `step`: as often as each is asked for, and after the last step."""
-    intervals = (experiment.log_every, experiment.evaluate_every, experiment.checkpoint_every)
-    return tuple(step == experiment.train_steps or step % every == 0 for every in intervals)
+class Due:
+    """What falls due as often as the experiment asks for it, and after the last step."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment, self._saved = experiment, time.monotonic()
+
+    def after(self, step: int) -> tuple[bool, bool, bool]:
+        """Whether to log, to evaluate and to save after `step`; checkpoints may go by minutes (section 6.1: 10)."""
+        e = self._experiment
+        log, evaluate, save = (step % n == 0 for n in (e.log_every, e.evaluate_every, e.checkpoint_every))
+        if e.checkpoint_minutes:
+            now = time.monotonic()
+            save = now - self._saved >= 60 * e.checkpoint_minutes
+            self._saved = now if save else self._saved
+        last = step == e.train_steps
+        return log or last, evaluate or last, save or last
 
 
 class Log:

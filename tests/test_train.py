@@ -1,5 +1,6 @@
 """Training: it learns, it resumes exactly, and the layout over devices changes nothing."""
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, tmp_path):
     where, _ = quietly(toy, tmp_path / "cut")
     assert rows(where) == rows(whole)
     jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+
+
+def test_checkpoints_by_the_clock(toy, tmp_path, monkeypatch):
+    """Every ten minutes, of a clock that runs four minutes a look; each counts for the average."""
+    minutes = itertools.count(0, 4)
+    monkeypatch.setattr(train.time, "monotonic", lambda: 60.0 * next(minutes))
+    experiment = override(toy, {"checkpoint_minutes": 10, "train_steps": 12, "log_every": 12, "evaluate_every": 12})
+    due = train.Due(experiment)
+    assert [step for step in range(1, 12) if due.after(step)[2]] == [3, 6, 9]  # after 12 minutes each
+    monkeypatch.undo()
+    where, _ = quietly(override(experiment, {"checkpoint_minutes": 1e-9}), tmp_path / "run")
+    assert checkpoint.steps(where.checkpoints, experiment) == [9, 10, 11, 12]  # the average of two, and two more
 
 
 def test_trained_enough_is_said_and_nothing_is_done(toy, tmp_path):

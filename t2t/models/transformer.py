@@ -29,15 +29,17 @@ Cache = dict[str, jax.Array]
 class TransformerConfig:
     """The columns of Table 3 under their names there; the defaults are its row "base"."""
 
-    vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: word pieces shared by source and target
-    num_layers: Count = 6  # N: layers of the encoder, and of the decoder
-    d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output
-    d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer
-    num_heads: Count = 8  # h: attention heads
-    d_k: Count = 64  # d_k: width of a head's queries and keys
-    d_v: Count = 64  # d_v: width of a head's values
-    p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position
-    positions: Literal["sinusoid", "learned"] = "sinusoid"  # section 3.5, or Table 3 row (E)
+    vocab_size: Annotated[int, Range(low=4)] = (
+        37_000  # V: word pieces shared by source and target; paper: 37,000 EN-DE, 32,000 EN-FR
+    )
+    num_layers: Count = 6  # N: layers of the encoder, and of the decoder; paper: 6
+    d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output; paper: 512, big 1024
+    d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer; paper: 2048, big 4096
+    num_heads: Count = 8  # h: attention heads; paper: 8, big 16
+    d_k: Count = 64  # d_k: width of a head's queries and keys; paper: 64
+    d_v: Count = 64  # d_v: width of a head's values; paper: 64
+    p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position; paper: 0.1, big 0.3
+    positions: Literal["sinusoid", "learned"] = "sinusoid"  # PE, section 3.5; paper: sinusoid, learned in row (E)
     max_length: Count = 1024  # tokens: rows of the table of learned positions
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and products; weights, sums, norms are float32
     unroll: Count = 1  # layers: copies of a layer in the compiled loop over layers; more runs faster, compiles slower
