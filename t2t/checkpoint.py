@@ -80,7 +80,7 @@ def abstract_params(experiment: Experiment) -> Any:
 
 
 def steps(folder: Path, experiment: Experiment) -> list[int]:
-    """The steps of the checkpoints in `folder` that count for averages: each `checkpoint_every`, and the last; ascending.
+    """The checkpoints in `folder` that count for averages, by step, ascending: each `checkpoint_every`, and the last.
 
     One that was written because a signal came, or because an earlier part of the run ended there, does not count,
     unless checkpoints go by minutes: then all count.

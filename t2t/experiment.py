@@ -51,9 +51,7 @@ class Experiment:
     table: Whole = 0  # the paper's table that it belongs to; 0: none
     paper: Reported = Reported()  # what the paper prints for it
     train_steps: Count = 100_000  # updates of the weights; paper: 100,000, big 300,000
-    label_smoothing: Probability = (
-        0.1  # ε_ls: probability taken from the truth and spread over the other pieces; paper: 0.1
-    )
+    label_smoothing: Probability = 0.1  # ε_ls: probability taken from the truth, for all other pieces; paper: 0.1
     seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of weights, order of the data and dropout
     log_every: Count = 100  # steps between lines of metrics.jsonl
     evaluate_every: Count = 1_500  # steps between perplexities on dev

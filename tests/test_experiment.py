@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -316,3 +317,23 @@ def test_leaves_are_in_order_and_typed():
     shown, declared, comment = leaves(QUICKSTART)["model.d_ff"]
     assert (shown, declared) == (QUICKSTART.model.d_ff, experiment.Count)
     assert "feed-forward" in comment
+
+
+# ------------------------------------------------------------------------------ The paper's values
+
+
+def spelled(text):
+    """A number as a comment spells it: 100,000 or 1e-9."""
+    return float(text.replace(",", ""))
+
+
+@pytest.mark.parametrize(("name", "word"), [("ende_base", "paper: "), ("ende_big", "big ")])
+def test_the_comments_give_the_values_of_the_papers_models(name, word):
+    found = 0
+    for path, (value, _, comment) in leaves(get(name)).items():
+        if (match := re.search(rf"paper: .*?{word}|{word}", comment)) and isinstance(value, (int, float)):
+            number = re.match(r"[\d.,e-]*\d", comment[match.end() :])
+            if number and path not in ("checkpoint_minutes", "checkpoint_every"):  # 10 minutes stand beside steps
+                assert spelled(number[0]) == value, path
+                found += 1
+    assert found >= (18 if word == "paper: " else 5)

@@ -29,9 +29,7 @@ Cache = dict[str, jax.Array]
 class TransformerConfig:
     """The columns of Table 3 under their names there; the defaults are its row "base"."""
 
-    vocab_size: Annotated[int, Range(low=4)] = (
-        37_000  # V: word pieces shared by source and target; paper: 37,000 EN-DE, 32,000 EN-FR
-    )
+    vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: pieces of both sides; paper: 37,000 EN-DE, 32,000 EN-FR
     num_layers: Count = 6  # N: layers of the encoder, and of the decoder; paper: 6
     d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output; paper: 512, big 1024
     d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer; paper: 2048, big 4096
