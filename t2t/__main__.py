@@ -112,7 +112,7 @@ def diff(args: Args) -> None:
     """t2t diff"""
     from t2t import experiment
 
-    a, b = experiment.get(args.a), experiment.get(args.b)
+    a, b = experiment.get(args.a), experiment.override(experiment.get(args.b), args.overrides)
     for path, (left, right) in experiment.differences(a, b).items():
         print(f"{path}: {left} -> {right}")
 
@@ -399,9 +399,10 @@ VERBS = (
     Verb("show", "print everything an experiment consists of", show, (NAME, JSON), "experiment"),
     Verb(
         "diff",
-        "print the knobs in which two experiments differ",
+        "print the knobs in which two experiments differ; knobs given are the second's",
         diff,
         (Option("a", {"metavar": "NAME"}), Option("b", {"metavar": "NAME"})),
+        "experiment",
     ),
     Verb(
         "prepare",

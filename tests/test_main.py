@@ -62,6 +62,7 @@ def test_show_and_diff(t2t):
     tree = json.loads(t2t("show", "reversal", "--model.d_ff=96", "--json")[1])
     assert experiment.from_json(tree).model.d_ff == 96
     assert "model.d_model: 32 -> " in t2t("diff", "reversal", "quickstart")[1]
+    assert t2t("diff", "reversal", "reversal", "--model.d_ff", "96")[1] == "model.d_ff: 64 -> 96\n"
 
 
 def test_cost(t2t):

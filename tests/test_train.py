@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from t2t import checkpoint, evaluate, run, train
+from t2t.data.vocabulary import Vocabulary, count_words
 from t2t.decode import decode
 from t2t.errors import UserError
 from t2t.experiment import override
@@ -136,6 +138,22 @@ def test_what_a_run_folder_refuses(toy, tmp_path):
     with pytest.raises(UserError, match="exists"), run.derive(where, tmp_path / "mean", [1]):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mean", "run"]
+
+
+def test_weights_refuse_another_vocabulary(toy, tmp_path):
+    """One of the same size, under the same name."""
+    words = [count_words([f"{pair.source} {extra}" for pair in toy.task.pairs("train")], Counter()) for extra in "xy"]
+    file = tmp_path / "model"
+    experiment = override(toy, {"task.vocabulary": str(file), "train_steps": 1})
+    file.write_bytes(Vocabulary.train(words[0], toy.model.vocab_size).model)
+    where, _ = quietly(experiment, tmp_path / "run")
+    other = Vocabulary.train(words[1], toy.model.vocab_size).model
+    file.write_bytes(other)
+    with pytest.raises(UserError, match="trained with another vocabulary"):
+        quietly(experiment, tmp_path / "run")
+    where.vocabulary.write_bytes(other)
+    with pytest.raises(UserError, match="not the vocabulary this run was trained with"):
+        run.load(where.folder)
 
 
 def test_an_unreadable_checkpoint_is_named(toy, tmp_path):
