@@ -10,37 +10,8 @@ import toys
 from t2t.loss import cross_entropy
 from t2t.models.transformer import sinusoids
 from t2t.optimizer import OptimizerConfig
-from t2t.sharding import unboxed
 
 PAIRS = [([5, 9, 3, 1], [7, 1]), ([4, 1], [11, 12, 13, 8, 1]), ([16, 3, 3, 8, 2, 1], [6, 5, 1])]
-
-
-def as_reference(params, config):
-    """Our stacked weights under the reference's names, one dict a layer."""
-    p = jax.tree.map(np.asarray, unboxed(params))["params"]
-
-    def attention(a):
-        return {ours[0]: a[ours]["weight"] for ours in ("query", "key", "value", "output")}
-
-    def layer(stack, i, names):
-        s = jax.tree.map(lambda x: x[i], p[stack])
-        norms = {f"norm{n}": s[f"residual_{n}"] for n in range(1, len(names) + 1)}
-        f = s["feed_forward"]
-        ffn = {
-            "w1": f["inner"]["weight"],
-            "b1": f["inner"]["bias"],
-            "w2": f["outer"]["weight"],
-            "b2": f["outer"]["bias"],
-        }
-        kinds = {"self": "self_attention", "cross": "cross_attention"}
-        return {**norms, "ffn": ffn, **{n: attention(s[kinds[n]]) for n in names if n in kinds}}
-
-    return {
-        "embedding": p["embedding"]["table"],
-        "positions": p["embedding"].get("positions"),
-        "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers)],
-        "decoder": [layer("decoder", i, ("self", "cross", "ffn")) for i in range(config.num_layers)],
-    }
 
 
 @pytest.mark.parametrize("positions", ["sinusoid", "learned"])
@@ -48,7 +19,7 @@ def test_logits(positions):
     config = toys.config(positions=positions, max_length=16)
     batch, params = toys.batch_of(PAIRS), toys.params(config)
     ours = config.build().apply(params, batch.source, batch.target)
-    theirs = as_reference(params, config)
+    theirs = toys.as_reference(params, config)
     for row, (source, target) in enumerate(PAIRS):
         expected = reference.decode(theirs, reference.encode(theirs, source), target)
         np.testing.assert_allclose(ours[row, : len(target)], expected, rtol=2e-4, atol=2e-4)

@@ -33,6 +33,34 @@ def batch_of(pairs, rows=4, length=8) -> Batch:
     return Batch(fill([s for s, _ in pairs], rows, length), fill([t for _, t in pairs], rows, length))
 
 
+def as_reference(params, config):
+    """Our stacked weights under the reference's names, one dict a layer."""
+    p = jax.tree.map(np.asarray, unboxed(params))["params"]
+
+    def attention(a):
+        return {ours[0]: a[ours]["weight"] for ours in ("query", "key", "value", "output")}
+
+    def layer(stack, i, names):
+        s = jax.tree.map(lambda x: x[i], p[stack])
+        norms = {f"norm{n}": s[f"residual_{n}"] for n in range(1, len(names) + 1)}
+        f = s["feed_forward"]
+        ffn = {
+            "w1": f["inner"]["weight"],
+            "b1": f["inner"]["bias"],
+            "w2": f["outer"]["weight"],
+            "b2": f["outer"]["bias"],
+        }
+        kinds = {"self": "self_attention", "cross": "cross_attention"}
+        return {**norms, "ffn": ffn, **{n: attention(s[kinds[n]]) for n in names if n in kinds}}
+
+    return {
+        "embedding": p["embedding"]["table"],
+        "positions": p["embedding"].get("positions"),
+        "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers)],
+        "decoder": [layer("decoder", i, ("self", "cross", "ffn")) for i in range(config.num_layers)],
+    }
+
+
 WORDS = ["ten", "cat", "sun", "red", "old", "sea", "map", "ice"]
 
 
