@@ -24,6 +24,13 @@ ENDE_BASE = register(
     )
 )
 
+ENDE_BASE.variant(
+    "ende_big",
+    "Table 2: EN-DE newstest2014 BLEU 28.4",
+    {**BIG, **BIG_TRAINING, "model.p_drop": 0.3},
+    Reported(bleu=28.4, parameters=213, train_flops=2.3e19, hours=84),
+)
+
 ENFR_BASE = register(
     Experiment(
         name="enfr_base",
@@ -33,13 +40,6 @@ ENFR_BASE = register(
         model=TransformerConfig(vocab_size=32_000),
         table=2,
     )
-)
-
-ENDE_BASE.variant(
-    "ende_big",
-    "Table 2: EN-DE newstest2014 BLEU 28.4",
-    {**BIG, **BIG_TRAINING, "model.p_drop": 0.3},
-    Reported(bleu=28.4, parameters=213, train_flops=2.3e19, hours=84),
 )
 
 ENFR_BASE.variant(

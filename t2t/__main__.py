@@ -74,7 +74,11 @@ def list_experiments(args: Args) -> None:
 
     chosen = [e for e in experiment.registered().values() if args.table in (None, e.table)]
     if args.json:
-        print(json.dumps([{"name": e.name, "reports": e.reports, "table": e.table or None} for e in chosen], indent=1))
+        found = [
+            {"name": e.name, "reports": e.reports, "table": e.table or None, "paper": dataclasses.asdict(e.paper)}
+            for e in chosen
+        ]
+        print(json.dumps(found, indent=1))
         return
     width = max((len(e.name) for e in chosen), default=0)
     for e in chosen:
@@ -337,6 +341,20 @@ def _newest_evaluation(folder: Path, split: str) -> tuple[Any, Any]:
     return found[-1], tree.task
 
 
+def report(args: Args) -> None:
+    """t2t report"""
+    from t2t.progress import say
+    from t2t.report import tables
+
+    if args.markdown and args.json:
+        raise UserError("--markdown and --json are two forms of one report: give one of them")
+    found = tables.rows(args.what, Path(args.runs) if args.runs else None, say)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print(tables.markdown(found) if args.markdown else tables.text(found))
+
+
 def average(args: Args) -> None:
     """t2t average"""
     from t2t import checkpoint
@@ -477,6 +495,17 @@ VERBS = (
         "whether the newest evaluations of two runs differ by more than chance, in each score",
         compare,
         (Option("a", {"metavar": "RUN"}), Option("b", {"metavar": "RUN"}), SPLIT, JSON),
+    ),
+    Verb(
+        "report",
+        "a table of the paper with our numbers beside its own, from run folders",
+        report,
+        (
+            Option("what", {"metavar": "WHAT", "help": "table2 or table3"}),
+            Option("--runs", {"metavar": "DIR", "help": "where the run folders lie; default: runs"}),
+            Option("--markdown", {"action": "store_true", "help": "a table of GitHub's Markdown"}),
+            JSON,
+        ),
     ),
     Verb(
         "bleu",

@@ -65,7 +65,7 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     return {
         "experiment": experiment.name,
         "batch": {"rows": batch.target.tokens.shape[0], "length": batch.target.tokens.shape[1]},
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": parameters(state),
         "flops_per_token": per_step / batch.target.tokens.size,
         "flops_per_step": per_step,
         "train_steps": experiment.train_steps,
@@ -90,6 +90,11 @@ def paper_flops(hours: float | None) -> float | None:
 def abstract_state(experiment: Experiment) -> TrainState:
     """The state before the first step, its parameters boxed with their layout letters."""
     return jax.eval_shape(lambda: init_state(experiment, jax.random.key(experiment.seed)))
+
+
+def parameters(state: TrainState) -> int:
+    """How many numbers are learned."""
+    return sum(x.size for x in jax.tree.leaves(state.params))
 
 
 def abstract_batch(experiment: Experiment, shares: int = 1) -> Batch:

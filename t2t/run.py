@@ -197,6 +197,11 @@ def averaged(run: Run) -> list[int]:
     return _read_record(run).get("averaged", [])
 
 
+def parts(run: Run) -> list[dict[str, Any]]:
+    """How each part of a run was made, in order: "after_step", "commit", "device", "python", "versions"."""
+    return _read_record(run)["parts"]
+
+
 @contextlib.contextmanager
 def derive(run: Run, folder: Path, steps: list[int]) -> Iterator[Run]:
     """A new run folder like `run`, for weights averaged over `steps`: what is written inside appears whole, at the end.

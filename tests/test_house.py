@@ -23,7 +23,7 @@ ROOT = Path(t2t.__file__).parent.parent
 ORDER = re.findall(
     r"\w+",
     "errors knobs batch sharding models loss optimizer metrics data decode experiment run checkpoint evaluate "
-    "translate train cost compilation memory progress arguments __main__",
+    "translate train cost report compilation memory progress arguments __main__",
 )  # low to high: a room imports itself and what stands before it
 
 

@@ -52,9 +52,11 @@ def t2t(capsys, monkeypatch):
 
 def test_list(t2t):
     assert "quickstart" in t2t("list")[1]
-    assert {"name": "quickstart", "reports": experiment.get("quickstart").reports, "table": None} in json.loads(
-        t2t("list", "--json")[1]
-    )
+    found = {each.pop("name"): each for each in json.loads(t2t("list", "--json")[1])}
+    paper = {"perplexity": None, "bleu": None, "parameters": None, "train_flops": None, "hours": None}
+    reports = experiment.get("quickstart").reports
+    assert found["quickstart"] == {"reports": reports, "table": None, "paper": paper}
+    assert found["table3_base"]["paper"] == {**paper, "perplexity": 4.92, "bleu": 25.8, "parameters": 65, "hours": 12}
 
 
 def test_show_and_diff(t2t):

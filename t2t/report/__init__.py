@@ -1,0 +1,1 @@
+"""What came of runs, to be read: the paper's tables with our numbers in them."""

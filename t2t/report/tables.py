@@ -1,0 +1,292 @@
+"""The paper's Tables 2 and 3 with our numbers beside its own, from what run folders say: nothing is trained or decoded.
+
+A run stands for a row when its experiment is the registered one, but for what says where it ran, how long and where its
+data lies. Any other run of that name is listed apart, with the knobs that differ.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2t import cost
+from t2t import experiment as experiments
+from t2t import run as runs
+from t2t.data.translation import Translation
+from t2t.errors import UserError, unknown
+from t2t.experiment import RESUMABLE, Experiment, Reported
+
+Say = Callable[[str], None]
+RUNS = Path("runs")  # where `t2t train` puts run folders
+TABLES = {"table2": (2, "test"), "table3": (3, "dev")}  # number, and the split that it is about
+READINGS = ("paper", "sacrebleu")  # the scores that are shown; JSON has all
+WORDS = (("", "experiment"), ("", "pair"))  # the heads of columns that hold words, not numbers
+# Knobs that change no number but speed: those of a run's length and place, where data lies, how it is computed.
+HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "model.unroll"}
+
+# Table 2's other systems: into German, into French. Ensembles stand below single models, as on the page.
+SYSTEMS = {
+    "ByteNet": (Reported(bleu=23.75), Reported()),
+    "Deep-Att + PosUnk": (Reported(), Reported(bleu=39.2, train_flops=1.0e20)),
+    "GNMT + RL": (Reported(bleu=24.6, train_flops=2.3e19), Reported(bleu=39.92, train_flops=1.4e20)),
+    "ConvS2S": (Reported(bleu=25.16, train_flops=9.6e18), Reported(bleu=40.46, train_flops=1.5e20)),
+    "MoE": (Reported(bleu=26.03, train_flops=2.0e19), Reported(bleu=40.56, train_flops=1.2e20)),
+    "Deep-Att + PosUnk ensemble": (Reported(), Reported(bleu=40.4, train_flops=8.0e20)),
+    "GNMT + RL ensemble": (Reported(bleu=26.30, train_flops=1.8e20), Reported(bleu=41.16, train_flops=1.1e21)),
+    "ConvS2S ensemble": (Reported(bleu=26.36, train_flops=7.7e19), Reported(bleu=41.29, train_flops=1.2e21)),
+}
+
+
+def rows(name: str, folder: Path | None, say: Say) -> list[dict[str, Any]]:
+    """The rows of "table2" or "table3" in the paper's order, as JSON has them.
+
+    `folder` is where run folders lie, None for RUNS, which need not exist. Each row has the "paper"'s numbers, and as
+    "ours" those of the run that stands for it, or None: then "status" is "not run", or "not evaluated" on this table's
+    split. "changed" are the runs of that name that differ from what is registered. A damaged run folder is named by
+    `say` and left out. "parameters" and "train_flops" are those of the registered experiment, by `cost.cost`, the
+    latter for Table 2 alone.
+
+    Raises:
+        UserError: no such table, or no such folder.
+    """
+    if name not in TABLES:
+        raise unknown("report", name, TABLES)
+    if folder and not folder.is_dir():
+        raise UserError(f"no folder {folder}")
+    number, split = TABLES[name]
+    wanted = {each.name: each for each in experiments.registered().values() if each.table == number}
+    found = _runs(folder or RUNS, wanted, split, say)
+    others = _systems() if number == 2 else ()
+    return [*others, *(_row(each, split, found[each.name], say) for each in wanted.values())]
+
+
+def _systems() -> Iterator[dict[str, Any]]:
+    for system, both in SYSTEMS.items():
+        for pair, paper in zip(("EN-DE", "EN-FR"), both, strict=True):
+            if paper != Reported():
+                yield {
+                    "experiment": None,
+                    "system": system,
+                    "table": 2,
+                    "split": "test",
+                    "pair": pair,
+                    "paper": dataclasses.asdict(paper),
+                    "parameters": None,
+                    "train_flops": None,
+                    "train_steps": None,
+                    "average": None,
+                    "status": "the paper's",
+                    "ours": None,
+                    "changed": [],
+                }
+
+
+def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: Say) -> dict[str, Any]:
+    task, made = experiment.task, sorted((each for each in found if "steps" in each), key=_rank(experiment))
+    *others, ours = [None, *(each for each in made if not each["changed"])]
+    for other in filter(None, others):
+        say(f"{experiment.name}: {other['run']} is not shown, evaluated at {other['steps']:,} steps")
+    waiting = any("steps" not in each and not each["changed"] for each in found)
+    per_step = cost.cost(experiment, None)["flops_per_step"] if experiment.table == 2 else None
+    return {
+        "experiment": experiment.name,
+        "system": None,
+        "table": experiment.table,
+        "split": split,
+        "pair": f"{task.source}-{task.target}".upper() if isinstance(task, Translation) else None,
+        "paper": dataclasses.asdict(experiment.paper),
+        "parameters": cost.parameters(cost.abstract_state(experiment)),
+        "train_flops": per_step and per_step * experiment.train_steps,
+        "train_steps": experiment.train_steps,
+        "average": experiment.average,
+        "status": "run" if ours else "not evaluated" if waiting else "not run",
+        "ours": ours and {**ours, "train_flops": per_step and per_step * ours["steps"]},
+        "changed": [each for each in made if each["changed"]],
+    }
+
+
+# ------------------------------------------------------------------------------ Run folders
+
+
+def _runs(folder: Path, wanted: Mapping[str, Experiment], split: str, say: Say) -> dict[str, list[dict[str, Any]]]:
+    """What the runs in a folder reached on a split, by the name of their experiment."""
+    found = {name: [] for name in wanted}
+    for path in sorted(each for each in folder.glob("*/") if each.suffix != runs.UNFINISHED):
+        try:
+            run, tree, _ = runs.load(path)
+            if tree.name in wanted:
+                found[tree.name].append(_reached(run, wanted[tree.name], tree, split, say))
+        except UserError as error:
+            say(f"{path} is left out: {error}")
+        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # JSON, but not as t2t writes it
+            say(f"{path} is left out: it is damaged: {error!r}")
+    return found
+
+
+def _reached(run: runs.Run, registered: Experiment, tree: Experiment, split: str, say: Say) -> dict[str, Any]:
+    """The evaluation of a run that is nearest to what is registered; without "steps" if there is none."""
+    changed = {
+        path: pair
+        for path, pair in experiments.differences(registered, tree).items()
+        if not HARMLESS & {path, path.split(".")[0]}
+    }
+    found = [_evaluated(each, registered, changed) for each in runs.evaluations(run, split)]
+    if not found:
+        say(f"{run.folder} has no evaluation of the {split} split: t2t evaluate {run.folder} --split {split}")
+        return {"run": str(run.folder), "changed": changed}
+    speeds = [row["tokens_per_second"] for row in runs.read_metrics(run) if row["split"] == "train"]
+    part = runs.parts(run)[-1]
+    return {
+        "run": str(run.folder),
+        **max(reversed(found), key=_rank(registered)),  # reversed: of equals the newest
+        "parameters": cost.parameters(cost.abstract_state(tree)),
+        "commit": str(part["commit"]),
+        "device": str(part["device"]),
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+    }
+
+
+def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dict[str, Any]) -> dict[str, Any]:
+    summary, decoding = evaluation.summary, dataclasses.asdict(registered.decoding)
+    decoded = {
+        f"decoding.{name}": (decoding.get(name), value)
+        for name, value in summary["decoding"].items()
+        if name != "rows" and decoding.get(name) != value  # rows: how many at a time
+    }
+    return {
+        "evaluation": str(evaluation.folder),
+        "perplexity": float(summary["perplexity"]),
+        "scores": {name: _score(score) for name, score in summary["scores"].items()},
+        "steps": int(summary["checkpoints"][-1]),
+        "averaged": len(summary["checkpoints"]),
+        "changed": {path: {"registered": there, "run": here} for path, (there, here) in {**changed, **decoded}.items()},
+    }
+
+
+def _score(found: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: float(found[name]) for name in ("score", "low", "high")}
+    return {**numbers, "signature": str(found["signature"])}
+
+
+def _rank(registered: Experiment) -> Callable[[dict[str, Any]], tuple[bool, int, bool]]:
+    """The more the better: nothing changed, more steps, as many checkpoints averaged as the experiment says."""
+    return lambda each: (not each["changed"], each["steps"], each["averaged"] == registered.average)
+
+
+# ------------------------------------------------------------------------------ In words
+
+
+def text(found: list[dict[str, Any]]) -> str:
+    """The rows as aligned columns; below them signatures, runs and notes."""
+    marks = _marks(found)
+    cells = [_cells(row, marks) for row in found]
+    lines = [*zip(*cells[0], strict=True), *(each.values() for each in cells)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if head in WORDS else ">" for head in cells[0]]
+    table = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n\n".join([_title(found), "\n".join(table), *("\n".join(lines) for lines in _below(found, marks))])
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """The rows as a table of GitHub's Markdown; below it signatures, runs and notes."""
+    marks = _marks(found)
+    cells = [_cells(row, marks) for row in found]
+    heads = [" ".join(head).strip() for head in cells[0]]
+    lines = [heads, ["---" if head in WORDS else "---:" for head in cells[0]], *(each.values() for each in cells)]
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    below = ["\n".join(f"- {line}" for line in lines) for lines in _below(found, marks)]
+    return "\n\n".join([f"**{_title(found)}**", "\n".join(table), *below])
+
+
+def _title(found: list[dict[str, Any]]) -> str:
+    return f"Table {found[0]['table']}, {found[0]['split']} split: the paper's numbers and ours"
+
+
+def _marks(found: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """A footnote, such as "[1]", for each name of a score that is shown and its signature."""
+    shown = [each["scores"] for row in found for each in (row["ours"], *row["changed"]) if each]
+    keys = [(name, scores[name]["signature"]) for name in READINGS for scores in shown if name in scores]
+    return {key: f"[{i}]" for i, key in enumerate(dict.fromkeys(keys), 1)}
+
+
+def _cells(row: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """A row's cells by the heads of their columns, which are of two lines."""
+    second, paper, ours = row["table"] == 2, row["paper"], row["ours"]
+    cells = {("", "experiment"): row["experiment"] or row["system"]}
+    if second:
+        cells["", "pair"] = row["pair"] or ""
+    else:
+        cells["paper's", "PPL"] = _number(paper["perplexity"], ".2f")
+    cells["ours:", "PPL"] = _number(ours and ours["perplexity"], ".2f")
+    cells["paper's", "BLEU"] = _number(paper["bleu"], "")
+    for name in READINGS:
+        cells["ours:", name] = _reading(ours, name, marks) if ours else ""
+    if row["experiment"] and not ours:
+        cells["ours:", READINGS[0]] = row["status"]
+    cells["paper's", "params, M"] = _number(paper["parameters"], "g")
+    cells["ours:", "params, M"] = _millions(row["parameters"])
+    if second:
+        cells["paper's", "FLOPs"] = _flops(paper["train_flops"])
+        cells["ours:", "FLOPs"] = _flops((ours or row)["train_flops"])
+    cells["", "steps"] = _expected(ours["steps"], row["train_steps"]) if ours else ""
+    cells["", "mean of"] = _expected(ours["averaged"], row["average"]) if ours else ""
+    return cells
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _millions(value: int | None) -> str:
+    return _number(value and value / 1e6, ".1f")
+
+
+def _flops(value: float | None) -> str:
+    """3.3e18"""
+    return _number(value, ".1e").replace("e+", "e")
+
+
+def _expected(value: int, registered: int) -> str:
+    return f"{value:,}" if value == registered else f"{value:,} of {registered:,}"
+
+
+def _reading(ours: dict[str, Any], name: str, marks: Mapping[tuple[str, str], str]) -> str:
+    """A score and its footnote; a dash where an evaluation lacks it."""
+    score = ours["scores"].get(name)
+    return f"{score['score']:.2f} {marks[name, score['signature']]}" if score else "-"
+
+
+def _below(found: list[dict[str, Any]], marks: Mapping[tuple[str, str], str]) -> list[list[str]]:
+    """What stands below a table, in paragraphs: signatures; how runs were made; those that are no row; notes."""
+    signatures = [f"{mark} {name}: {signature}" for (name, signature), mark in marks.items()]
+    made = [_made(row["experiment"], each) for row in found for each in (row["ours"], *row["changed"]) if each]
+    changed = [_changed(row["experiment"], each, marks) for row in found for each in row["changed"]]
+    notes = ["PPL: perplexity per piece of our vocabulary; the paper's compares with it only if its own is the same"]
+    if found[0]["table"] == 2:
+        notes += [
+            "FLOPs: the paper's are hours x devices x their sustained rate; ours as `t2t cost` counts a run's steps",
+            "ByteNet to ConvS2S ensemble: the paper's figures for systems that it compares with; they are not run here",
+        ]
+    return [lines for lines in (signatures, made, changed, notes) if lines]
+
+
+def _made(experiment: str, run: dict[str, Any]) -> str:
+    """Where a run lies and how it was made."""
+    commit, speed = run["commit"], run["tokens_per_second"]
+    short = f"commit {commit[:12]}{'+' * commit.endswith('+')}" if commit else "no known commit"
+    rate = f", {speed:,.0f} tokens/s" if speed else ""
+    return f"{experiment}: {run['run']}, {short}, {run['device']}{rate}"
+
+
+def _changed(experiment: str, run: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> str:
+    """A run that does not stand for its row: why not, and what it reached."""
+    changed = ", ".join(f"{path} {pair['run']} (not {pair['registered']})" for path, pair in run["changed"].items())
+    scores = ", ".join(f"{name} {_reading(run, name, marks)}" for name in READINGS)
+    return (
+        f"{experiment}: {run['run']}, changed: {changed}; PPL {run['perplexity']:.2f}, {scores}, "
+        f"{_millions(run['parameters'])} M parameters, {run['steps']:,} steps, mean of {run['averaged']}"
+    )
