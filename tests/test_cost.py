@@ -145,7 +145,7 @@ def test_memory_of_the_state_is_what_real_arrays_take(sizes):
 )
 def test_memory_is_divided_over_the_mesh(sizes, parameters, activations, logits):
     """Or nearly: the bias of d_ff is whole on every device of fsdp, and norms are on those of model."""
-    experiment = override(QUICKSTART, {"batching.tokens": 8192})
+    experiment = override(QUICKSTART, {"batching.tokens": 8192, "mesh.tokens_per_device": 8192})
     spread = override(experiment, dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), sizes, strict=True)))
     whole, part = (cost.cost(each, None)["memory_per_device"] for each in (experiment, spread))
     assert whole["parameters"] / part["parameters"] == pytest.approx(parameters, rel=0.02)
@@ -153,6 +153,17 @@ def test_memory_is_divided_over_the_mesh(sizes, parameters, activations, logits)
     assert whole["activations"] / part["activations"] == pytest.approx(activations, rel=0.02)
     assert whole["logits"] / part["logits"] == logits
     assert part["total"] == sum(size for name, size in part.items() if name != "total")
+
+
+def test_a_batch_in_parts_takes_the_memory_of_one():
+    experiment = override(QUICKSTART, {"batching.tokens": 8192, "mesh.data": 1, "mesh.tokens_per_device": 8192})
+    whole, parts = (cost.cost(override(experiment, {"mesh.tokens_per_device": most}), None) for most in (8192, 1024))
+    assert (whole["parts"], parts["parts"]) == (1, 8)
+    assert whole["flops_per_step"] == parts["flops_per_step"]
+    whole, parts = whole["memory_per_device"], parts["memory_per_device"]
+    assert whole["activations"] / parts["activations"] == pytest.approx(8, rel=0.02)
+    assert whole["logits"] / parts["logits"] == 8
+    assert parts["gradients"] == 2 * whole["gradients"]  # their sum, and a part's
 
 
 # ------------------------------------------------------------------------------ Quick, and nothing compiled
