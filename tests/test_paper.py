@@ -227,6 +227,7 @@ def test_perplexity_is_unsmoothed_and_per_word_piece():
     found = perplexity(MODEL, PARAMS, batches)
     assert found["tokens"] == count == 2 + 5 + 3 + 20 + 1
     np.testing.assert_allclose(found["perplexity"], math.exp(total / count), rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], total / count, rtol=1e-4)
 
 
 def test_training_follows_the_gradient_of_the_smoothed_loss_per_target_token(toy):
