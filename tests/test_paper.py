@@ -540,6 +540,8 @@ COUNTS = {
     **dict.fromkeys(("ende_base", "table3_base", "table3_a_h1", "table3_a_h4", "table3_a_h16"), SIZE_OF_BASE),
     **{f"table3_{row}": SIZE_OF_BASE for row in ("a_h32", "d_drop0", "d_drop02", "d_ls0", "d_ls02")},
     "multi30k_ende": 2_086_912,
+    "own_base": 60_485_632,
+    "own_small": 7_568_384,
     "quickstart": 915_456,
     "enfr_base": 60_485_632,
     "ende_big": 214_171_648,

@@ -172,6 +172,8 @@ def fetch(mirror: str, dataset: str, root: Path) -> Path:
             _copy(f"{source}/{shard}", beside / shard)
         beside.rename(place)
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or _first_line(error)
         raise UserError(f"cannot fetch {dataset} from {source}: {reason} (--task.corpus.mirror)") from None
     finally:
