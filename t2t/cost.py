@@ -25,13 +25,12 @@ from t2t.sharding import (
     check_layout,
     make_mesh,
     parts,
-    replicated,
     rows,
     shardings,
     spec,
     unboxed,
 )
-from t2t.train import TrainState, init_state, train_step
+from t2t.train import TrainState, abstract_state, jitted_step, train_step
 
 LENGTH = 32  # tokens of a typical sentence, EOS counted; --batching.max_length where that is less
 P100S = 8  # devices that the paper trained on (section 5.2)
@@ -85,11 +84,6 @@ def paper_flops(hours: float | None) -> float | None:
 
 
 # ------------------------------------------------------------------------------ The step, in shapes
-
-
-def abstract_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, its parameters boxed with their layout letters."""
-    return jax.eval_shape(lambda: init_state(experiment, jax.random.key(experiment.seed)))
 
 
 def parameters(state: TrainState) -> int:
@@ -238,9 +232,7 @@ def compiled(experiment: Experiment) -> dict[str, Any]:
     if number > 1:
         where = rows(mesh, "PB")
         batch = jax.tree.map(lambda x: placed((number, *x.shape), x.dtype, where), batch)
-    step = jax.jit(
-        functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
-    )
+    step = jitted_step(experiment, mesh, layout)
     with jax.set_mesh(mesh):
         found: Any = step.lower(state, batch).compile()
     sizes = found.memory_analysis()
@@ -262,12 +254,12 @@ def table(found: dict[str, Any]) -> str:
     hours, paper = found["hours"], found["train_flops_paper"]
     lines = [
         ("parameters", f"{found['parameters']:,}", ""),
-        ("FLOPs per target token", _short(found["flops_per_token"]), ""),
-        ("FLOPs per step", _short(found["flops_per_step"]), f"{size['rows']:,} x {size['length']} tokens, both sides"),
-        ("FLOPs of training", _short(found["train_flops"]), f"{found['train_steps']:,} steps"),
+        ("FLOPs per target token", short(found["flops_per_token"]), ""),
+        ("FLOPs per step", short(found["flops_per_step"]), f"{size['rows']:,} x {size['length']} tokens, both sides"),
+        ("FLOPs of training", short(found["train_flops"]), f"{found['train_steps']:,} steps"),
         (
             "as the paper counts",
-            _short(paper) if paper else "-",
+            short(paper) if paper else "-",
             f"its hours x {P100S} P100s x {P100_RATE / 1e12:g} TFLOP/s" if paper else "the paper gives no time for it",
         ),
         (
@@ -284,7 +276,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     if "xla_flops" in found:
         lines += [
-            ("XLA: FLOPs per step", _short(found["xla_flops"]), "of one device; the body of a loop counts once"),
+            ("XLA: FLOPs per step", short(found["xla_flops"]), "of one device; the body of a loop counts once"),
             ("XLA: memory per device", _megabytes(found["xla_memory"]["total"]), ""),
             *_items(found["xla_memory"]),
         ]
@@ -301,7 +293,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _short(number: float) -> str:
-    """3.3e18"""
+def short(number: float) -> str:
+    """As the paper writes FLOPs: 3.3e18."""
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"

@@ -24,12 +24,11 @@ from tensorboardX import SummaryWriter
 
 from t2t import experiment as experiments
 from t2t.data.corpora import read_lines
-from t2t.data.prepare import Prepared
+from t2t.data.prepare import UNFINISHED, Prepared
 from t2t.data.vocabulary import Vocabulary
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 
-UNFINISHED = ".unfinished"  # ends the name of what is still being written
 VERSIONS = (
     "t2t",
     "jax",

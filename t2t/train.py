@@ -23,7 +23,7 @@ from t2t import checkpoint, run
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import Bucket, Epochs
 from t2t.data.pipeline import TrainingBatches, read_ahead
-from t2t.data.prepare import Prepared, prepare
+from t2t.data.prepare import SIDES, Prepared, prepare
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment
@@ -35,7 +35,6 @@ from t2t.sharding import batch_shares, check_layout, make_mesh, parts, place, re
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
 Shape = tuple[int, ...]
-SIDES = ("source", "target")
 
 
 class Stopped(Exception):
@@ -58,6 +57,11 @@ def init_state(experiment: Experiment, key: jax.Array) -> TrainState:
     params = experiment.model.build().init(key, sequences, sequences)
     optimizer = experiment.optimizer.build(experiment.model.d_model).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
+
+
+def abstract_state(experiment: Experiment) -> TrainState:
+    """The shapes of `init_state`, boxed alike; nothing is computed."""
+    return jax.eval_shape(lambda: init_state(experiment, jax.random.key(experiment.seed)))
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -251,7 +255,7 @@ def describe_devices(mesh: Mesh) -> str:
 def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from and the position that belongs to it, born in their layout over the mesh."""
     key = jax.random.key(experiment.seed)
-    abstract = jax.eval_shape(functools.partial(init_state, experiment), key)
+    abstract = abstract_state(experiment)
     layout = shardings(mesh, abstract)
     step = checkpoints.latest_step()
     if step is None:
@@ -279,10 +283,7 @@ def _compile(
     experiment: Experiment, mesh: Mesh, state: TrainState, buckets: list[Bucket], say: Say
 ) -> dict[tuple[Shape, Shape], Callable[[TrainState, Batch], tuple[TrainState, Sums]]]:
     """The training step for the batch shape of each bucket, by `shapes_of` its batches."""
-    layout = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(
-        functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
-    )
+    step = jitted_step(experiment, mesh, jax.tree.map(lambda x: x.sharding, state))
 
     def compiled(batch: Batch) -> Any:
         with jax.set_mesh(mesh):  # a mesh is set for one thread
@@ -296,6 +297,13 @@ def _compile(
         done = dict(zip(map(shapes_of, empty), pool.map(compiled, empty), strict=True))
     say(f"compiled in {time.monotonic() - begin:.0f} s")
     return done
+
+
+def jitted_step(experiment: Experiment, mesh: Mesh, layout: TrainState) -> Any:
+    """The training step for a state laid out by `layout`, whose memory the new state takes over; to be lowered."""
+    return jax.jit(
+        functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
+    )
 
 
 def _placed(experiment: Experiment, mesh: Mesh, batch: Batch) -> Batch:

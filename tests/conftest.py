@@ -30,3 +30,16 @@ def toy(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("T2T_DATA", str(folder / "cache"))
         yield toys.reversal(folder)
+
+
+@pytest.fixture
+def t2t(capsys):
+    """Runs a command line of this process: (exit code, standard output, standard error)."""
+    from t2t.__main__ import main
+
+    def call(*words):
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

@@ -14,7 +14,6 @@ import sacrebleu
 from sacrebleu import significance
 
 from t2t import run as runs
-from t2t.__main__ import main
 from t2t.data.prepare import prepare
 from t2t.data.translation import Translation
 from t2t.experiment import override
@@ -236,16 +235,6 @@ def test_any_number_of_lines_has_an_interval(lines):
 
 
 # ------------------------------------------------------------------------------ t2t bleu
-
-
-@pytest.fixture
-def t2t(capsys):
-    def call(*words):
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 
 from t2t import experiment
 from t2t import run as runs
-from t2t.__main__ import main
 from t2t.data.prepare import prepare
 from t2t.experiment import get, override
 from t2t.report import tables
@@ -98,16 +97,6 @@ def make(tmp_path, prepared, monkeypatch):
         return run
 
     return made
-
-
-@pytest.fixture
-def t2t(capsys):
-    def call(*words):
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ TOKEN = np.dtype("<u2")  # ids of up to 65,536 pieces; larger vocabularies take 
 CHUNK = 10_000  # pairs tokenised at a time
 EVERY = 10.0  # seconds between two words of progress
 SIDES = ("source", "target")
-UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"  # ends the name of what is still being written
 
 Say = Callable[[str], None]
 

@@ -6,7 +6,6 @@ TFRecord, is TensorFlow's work: an optional part, `pip install 't2t[tfds]'` or `
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -19,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from t2t.data.corpora import SPLITS
+from t2t.data.corpora import SPLITS, digest
+from t2t.data.prepare import UNFINISHED
 from t2t.data.task import Pair
 from t2t.errors import UserError, unknown
 
@@ -52,7 +52,9 @@ class Tfds:
         """A digest for each file of the split, and which feature is which side."""
         builder = self._builder()
         files = builder.info.splits[self._name(split, builder)].filepaths
-        return {f"{self.dataset}/{Path(file).name}": f"{_sha256(file)} {self.source} {self.target}" for file in files}
+        return {
+            f"{self.dataset}/{Path(file).name}": f"{digest(Path(file))} {self.source} {self.target}" for file in files
+        }
 
     def _name(self, split: str, builder: Any) -> str:
         if split not in SPLITS:
@@ -137,11 +139,6 @@ def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
-def _sha256(file: Any) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -164,7 +161,7 @@ def fetch(mirror: str, dataset: str, root: Path) -> Path:
     beside = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{version}.", suffix=".unfinished", dir=place.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f"{version}.", suffix=UNFINISHED, dir=place.parent))
         for file in ("dataset_info.json", "features.json"):
             _copy(f"{source}/{file}", beside / file)
         info = json.loads((beside / "dataset_info.json").read_text(encoding="utf-8"))

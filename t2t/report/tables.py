@@ -16,6 +16,7 @@ from t2t import run as runs
 from t2t.data.translation import Translation
 from t2t.errors import UserError, unknown
 from t2t.experiment import RESUMABLE, Experiment, Reported
+from t2t.train import abstract_state
 
 Say = Callable[[str], None]
 RUNS = Path("runs")  # where `t2t train` puts run folders
@@ -96,7 +97,7 @@ def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: S
         "split": split,
         "pair": f"{task.source}-{task.target}".upper() if isinstance(task, Translation) else None,
         "paper": dataclasses.asdict(experiment.paper),
-        "parameters": cost.parameters(cost.abstract_state(experiment)),
+        "parameters": cost.parameters(abstract_state(experiment)),
         "train_flops": per_step and per_step * experiment.train_steps,
         "train_steps": experiment.train_steps,
         "average": experiment.average,
@@ -140,7 +141,7 @@ def _reached(run: runs.Run, registered: Experiment, tree: Experiment, split: str
     return {
         "run": str(run.folder),
         **max(reversed(found), key=_rank(registered)),  # reversed: of equals the newest
-        "parameters": cost.parameters(cost.abstract_state(tree)),
+        "parameters": cost.parameters(abstract_state(tree)),
         "commit": str(part["commit"]),
         "device": str(part["device"]),
         "tokens_per_second": statistics.median(speeds) if speeds else None,
@@ -246,8 +247,7 @@ def _millions(value: int | None) -> str:
 
 
 def _flops(value: float | None) -> str:
-    """3.3e18"""
-    return _number(value, ".1e").replace("e+", "e")
+    return "" if value is None else cost.short(value)
 
 
 def _expected(value: int, registered: int) -> str:
