@@ -124,12 +124,12 @@ def diff(args: Args) -> None:
 def prepare(args: Args) -> None:
     """t2t prepare"""
     from t2t.data.pipeline import TrainingBatches
-    from t2t.data.prepare import overlap
+    from t2t.data.prepare import Sizes, overlap
     from t2t.data.prepare import prepare as make
     from t2t.progress import say
 
     tree = _experiment(args)
-    prepared = make(tree.task, tree.model.vocab_size, say)
+    prepared = make(tree.task, Sizes(tree.model.vocab_size, tree.model.target_vocab_size), say)
     epochs = TrainingBatches(prepared, tree.batching, tree.seed).epochs
     facts = {"folder": str(prepared.folder), "fingerprint": prepared.fingerprint, **prepared.report}
     facts |= {"too_long": epochs.left_out, "batches": len(epochs), "padding": round(epochs.padding, 4), "overlap": {}}
@@ -145,6 +145,7 @@ def _data_report(facts: dict[str, Any], max_length: int) -> list[str]:
     lines = [
         f"folder    {facts['folder']}",
         f"pairs     {facts['pairs']:,} read, {facts['kept']:,} kept",
+        *([f"cleaned   {', '.join(f'{n:,} {what}' for what, n in facts['reading'].items())}"] * bool(facts["reading"])),
         f"dropped   {', '.join(f'{count:,} {reason}' for reason, count in facts['dropped'].items())}",
         f"too long  {facts['too_long']:,} of the kept have more than {max_length} tokens (--batching.max_length): "
         "left out of training",
@@ -191,7 +192,7 @@ def train(args: Args) -> int:
 def _final_evaluation(run: Any, tree: Any) -> None:
     """Scores the average of the last checkpoints and prints what came of the run."""
     from t2t import checkpoint, evaluate
-    from t2t.data.vocabulary import Vocabulary
+    from t2t.data.vocabulary import Vocabularies
     from t2t.progress import say
 
     average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree)))
@@ -200,7 +201,7 @@ def _final_evaluation(run: Any, tree: Any) -> None:
             f"{run.folder} has {average} checkpoint(s): the mean of these is evaluated, not of --average {tree.average}"
         )
     params, steps = checkpoint.load_params(run.checkpoints, tree, average)
-    vocabulary = Vocabulary.load(run.vocabulary)
+    vocabulary = Vocabularies.load(run.vocabulary)
     found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
     _print_evaluation(found)
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:

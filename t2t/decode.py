@@ -6,7 +6,7 @@ Everything works on any model with `encode`, `start`, `step` and `cache_axes`; K
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,30 @@ class Hypothesis(NamedTuple):
     score: float  # log-probability over the length penalty; of a drawn output, the plain log-probability
 
 
+class Automaton(Protocol):
+    """Beside a search: which tokens each hypothesis may go on with. A pytree of arrays; so is its state."""
+
+    def start(self, beams: int) -> Any:
+        """The state before the first token: arrays [B K ...]."""
+        ...
+
+    def allowed(self, at: Any, left: jax.Array) -> jax.Array:
+        """Bool [B K V], with at least one token for each hypothesis; left [B]: positions left, EOS counted."""
+        ...
+
+    def advance(self, at: Any, token: jax.Array) -> Any:
+        """The state after `token` [B K]."""
+        ...
+
+
+class Constraint(Protocol):
+    """What gives each batch of sentences its automaton."""
+
+    def batch(self, sentences: list[int], rows: int) -> Automaton:
+        """For the sentences of these numbers, and empty rows after them."""
+        ...
+
+
 class Found(NamedTuple):
     """The hypotheses of a batch, best first; one that does not exist scores NEVER."""
 
@@ -74,11 +98,19 @@ class Beams(NamedTuple):
     scores: jax.Array  # [B K] of the finished, NEVER where there is none yet
     done: jax.Array  # bool [B]: no living hypothesis can still matter
     cache: Any
+    at: Any  # the state of the automaton, if there is one
 
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "max_length"))
 def beam_search(
-    model: Any, params: Params, source: Sequences, limits: jax.Array, beams: int, alpha: jax.Array, max_length: int
+    model: Any,
+    params: Params,
+    source: Sequences,
+    limits: jax.Array,
+    beams: int,
+    alpha: jax.Array,
+    max_length: int,
+    automaton: Automaton | None = None,
 ) -> Found:
     """The `beams` best outputs for each row of source [B S].
 
@@ -86,6 +118,8 @@ def beam_search(
     Of 2 K candidates a step, those that end compete for the K finished places and the others for the K living ones. A
     sentence is done when its worst finished score is beyond what its best living hypothesis can reach at full length.
     If nothing has ended at the limit, the living are returned as they stand.
+
+    With an `automaton` no hypothesis goes on with a token that it forbids; the other tokens keep their probability.
 
     Departure: the authors' first code lets any of the 2 K candidates end. Here, as in most later code, one must be
     among the best K, so that a single beam is exactly greedy decoding.
@@ -97,12 +131,13 @@ def beam_search(
     # All beams begin alike: only the first may have offspring in the first step.
     first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)
     never = jnp.full((b, beams), NEVER)
-    state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache)
+    at = automaton and automaton.start(beams)
+    state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
     def advance(state: Beams) -> Beams:
         last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
         logits, cache = model.apply(params, state.cache, last, method="step")
-        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha)
+        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha, automaton)
 
     state = jax.lax.while_loop(lambda s: ~s.done.all(), advance, state)
     unfinished = (state.scores == NEVER).all(1)[:, None]
@@ -113,17 +148,25 @@ def beam_search(
     )
 
 
-def _next_beams(axes: dict[str, str], state: Beams, logits: jax.Array, limits: jax.Array, alpha: jax.Array) -> Beams:
+def _next_beams(
+    axes: dict[str, str],
+    state: Beams,
+    logits: jax.Array,
+    limits: jax.Array,
+    alpha: jax.Array,
+    automaton: Automaton | None,
+) -> Beams:
     """One token further: logits [B K V] for the next token of every living hypothesis."""
     b, k, v = logits.shape
-    log_probs = jax.nn.log_softmax(logits).at[..., PAD].set(NEVER) + state.log_probs[..., None]
+    log_probs = _log_probs(logits, automaton, state.at, limits - state.length) + state.log_probs[..., None]
     top, choice = jax.lax.top_k(log_probs.reshape(b, k * v), 2 * k)
     beam, token = choice // v, choice % v
     tokens = _take(state.living, beam, 1)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.length, axis=2)
     length = state.length + 1
 
-    ends = (token == EOS) & (jnp.arange(2 * k) < k) & (length <= limits)[:, None] & ~state.done[:, None]
+    ends = (token == EOS) & (top > NEVER / 2) & (jnp.arange(2 * k) < k)
+    ends &= (length <= limits)[:, None] & ~state.done[:, None]
     ended = jnp.where(ends, top / length_penalty(length, alpha), NEVER)
     pool = jnp.concatenate([state.scores, ended], axis=1), jnp.concatenate([state.finished, tokens], axis=1)
     scores, kept = jax.lax.top_k(pool[0], k)
@@ -134,11 +177,21 @@ def _next_beams(axes: dict[str, str], state: Beams, logits: jax.Array, limits: j
     reachable = log_probs[:, 0] / length_penalty(limits, alpha)
     # With a single beam nothing is left to choose between once it has ended.
     beaten = (scores[:, -1] > NEVER) & ((scores[:, -1] > reachable) | (k == 1))
-    done = state.done | beaten | (length >= limits)
+    dead = log_probs[:, 0] < NEVER / 2  # an automaton may let nothing go on
+    done = state.done | beaten | dead | (length >= limits)
     # A row that is done stays as it is: its living hypotheses may be its answer.
     living = jnp.where(state.done[:, None, None], state.living, living)
     log_probs = jnp.where(state.done[:, None], state.log_probs, log_probs)
-    return Beams(length, living, log_probs, finished, scores, done, reorder(state.cache, axes, parent))
+    at = state.at
+    if automaton:
+        at = automaton.advance(jax.tree.map(lambda x: _take(x, parent, 1), at), _take(token, kept, 1))
+    return Beams(length, living, log_probs, finished, scores, done, reorder(state.cache, axes, parent), at)
+
+
+def _log_probs(logits: jax.Array, automaton: Automaton | None, at: Any, left: jax.Array) -> jax.Array:
+    """Of each next token, [B K V]; NEVER for PAD and for what the automaton forbids."""
+    log_probs = jax.nn.log_softmax(logits).at[..., PAD].set(NEVER)
+    return jnp.where(automaton.allowed(at, left), log_probs, NEVER) if automaton else log_probs
 
 
 def reorder(cache: dict[str, jax.Array], axes: dict[str, str], parent: jax.Array) -> dict[str, jax.Array]:
@@ -163,10 +216,20 @@ def _take(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "max_length"))
 def greedy(
-    model: Any, params: Params, source: Sequences, limits: jax.Array, alpha: jax.Array, max_length: int
+    model: Any,
+    params: Params,
+    source: Sequences,
+    limits: jax.Array,
+    alpha: jax.Array,
+    max_length: int,
+    automaton: Automaton | None = None,
 ) -> Found:
     """The most likely next token, until EOS or the limit: `beam_search` with one beam, without the search."""
-    found = _one_by_one(model, params, source, limits, max_length, lambda logits, index: logits.argmax(-1))
+
+    def best(log_probs: jax.Array, index: jax.Array) -> jax.Array:
+        return log_probs.argmax(-1)
+
+    found = _one_by_one(model, params, source, limits, max_length, best, automaton)
     length = (found.tokens != PAD).sum(-1)
     return Found(found.tokens, found.scores / length_penalty(length, alpha))
 
@@ -215,25 +278,28 @@ def _one_by_one(
     limits: jax.Array,
     max_length: int,
     choose: Callable[[jax.Array, jax.Array], jax.Array],
+    automaton: Automaton | None = None,
 ) -> Found:
-    """One hypothesis a row, each token by `choose(logits [B V], index) -> [B]`."""
+    """One hypothesis a row, each token by `choose(log_probs [B V], index) -> [B]`."""
     memory = model.apply(params, source, method="encode")
     cache = model.apply(params, source, memory, 1, max_length, method="start")
     b = limits.shape[0]
-    start = (jnp.zeros((), jnp.int32), jnp.full((b, max_length), PAD, jnp.int32), jnp.zeros(b), limits == 0, cache)
+    empty, at = jnp.full((b, max_length), PAD, jnp.int32), automaton and automaton.start(1)
+    start = (jnp.zeros((), jnp.int32), empty, jnp.zeros(b), limits == 0, cache, at)
 
-    def advance(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        index, tokens, total, done, cache = state
+    def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        index, tokens, total, done, cache, at = state
         last = jnp.where(index == 0, PAD, tokens[:, index - 1])[:, None]
         logits, cache = model.apply(params, cache, last, method="step")
-        log_probs = jax.nn.log_softmax(logits[:, 0])
-        token = jnp.where(done, PAD, choose(log_probs.at[:, PAD].set(NEVER), index)).astype(jnp.int32)
+        log_probs = _log_probs(logits, automaton, at, limits - index)[:, 0]
+        token = jnp.where(done, PAD, choose(log_probs, index)).astype(jnp.int32)
         gained = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         total = total + jnp.where(done, 0.0, gained)
-        return index + 1, tokens, total, done | (token == EOS) | (index + 1 >= limits), cache
+        at = automaton and automaton.advance(at, token[:, None])
+        return index + 1, tokens, total, done | (token == EOS) | (index + 1 >= limits), cache, at
 
-    _, tokens, total, _, _ = jax.lax.while_loop(lambda s: ~s[3].all(), advance, start)
+    _, tokens, total, *_ = jax.lax.while_loop(lambda s: ~s[3].all(), advance, start)
     return Found(tokens[:, None], total[:, None])
 
 
@@ -259,11 +325,13 @@ def decode(
     sampling: SamplingConfig | None = None,
     numbers: list[tuple[int, int]] | None = None,
     longest: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """Decodes token lists (EOS at the end of each) in batches by length: (index, hypotheses, best first), as each ends.
 
     Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `numbers`, a pair a sentence, make its
-    draws its own. `longest` is the most tokens that the model takes. Batches have few shapes, so indices do not come in
+    draws its own. `longest` is the most tokens that the model takes; a `constraint` says what searched outputs may be,
+    and does not go with drawn ones. Batches have few shapes, so indices do not come in
     order.
     """
     draws = np.array(numbers or [(i, 0) for i in range(len(sources))], np.int32).reshape(-1, 2)
@@ -274,7 +342,8 @@ def decode(
         rows = _rows(len(chosen), config.rows)
         for begin in range(0, len(chosen), rows):
             part = chosen[begin : begin + rows]
-            batch = _Batch([sources[i] for i in part], draws[part], rows, int(length))
+            automaton = constraint and constraint.batch(part.tolist(), rows)
+            batch = _Batch([sources[i] for i in part], draws[part], rows, int(length), automaton)
             found = _decode_batch(model, params, batch, config, sampling, longest)
             tokens, scores = jax.device_get(found)
             for row, i in enumerate(part):
@@ -286,6 +355,7 @@ class _Batch(NamedTuple):
     numbers: np.ndarray  # [sentences 2], what makes their draws their own
     rows: int
     length: int
+    automaton: Automaton | None
 
 
 def _rows(sentences: int, most: int) -> int:
@@ -313,8 +383,8 @@ def _decode_batch(
         how = (sampling.temperature, sampling.nucleus, max_length, sampling.top_k)
         return sample(model, params, source, limits, keys, *how)
     if config.beam == 1:
-        return greedy(model, params, source, limits, config.alpha, max_length)
-    return beam_search(model, params, source, limits, config.beam, config.alpha, max_length)
+        return greedy(model, params, source, limits, config.alpha, max_length, batch.automaton)
+    return beam_search(model, params, source, limits, config.beam, config.alpha, max_length, batch.automaton)
 
 
 def _key(key: jax.Array, numbers: Any) -> jax.Array:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from t2t.batch import Batch
+from t2t.constraints import constraint_of
 from t2t.data.batching import evaluation_batches
 from t2t.data.task import Pair, fingerprint
-from t2t.data.vocabulary import Vocabulary
+from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode, forced_scores
 from t2t.errors import UserError
 from t2t.experiment import Experiment
@@ -46,7 +47,7 @@ class Split:
         return [batch for _, batch in evaluation_batches(self.sources, self.targets, BATCH_TOKENS)]
 
 
-def read_split(experiment: Experiment, vocabulary: Vocabulary, name: str) -> Split:
+def read_split(experiment: Experiment, vocabulary: Vocabularies, name: str) -> Split:
     """All pairs of a split; a line without text on either side stays in its place.
 
     Raises:
@@ -55,7 +56,7 @@ def read_split(experiment: Experiment, vocabulary: Vocabulary, name: str) -> Spl
     pairs = list(experiment.task.pairs(name))
     if not pairs:
         raise UserError(f"the {name} split is empty")
-    sources, targets = (vocabulary.encode(list(side)) for side in zip(*pairs, strict=True))
+    sources, targets = vocabulary.encode(pairs)
     check_lengths(experiment.model, [*sources, *targets], f"the {name} split")
     return Split(name, pairs, sources, targets)
 
@@ -91,7 +92,7 @@ def averages(total: dict[str, float]) -> dict[str, float]:
 
 
 def evaluate(
-    run: Run, experiment: Experiment, vocabulary: Vocabulary, params: Any, steps: list[int], name: str, say: Say
+    run: Run, experiment: Experiment, vocabulary: Vocabularies, params: Any, steps: list[int], name: str, say: Say
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Perplexity, outputs and scores of a split, written below evaluations/.
 
@@ -105,10 +106,12 @@ def evaluate(
     say(f"evaluating {len(split.pairs):,} {name} pairs: perplexity")
     found = perplexity(model, params, split.batches())
     say(f"evaluating {len(split.pairs):,} {name} pairs: decoding with beam {experiment.decoding.beam}")
-    outputs = [""] * len(split.pairs)
-    for i, best in decode(model, params, split.sources, experiment.decoding, longest=experiment.model.longest):
-        outputs[i] = vocabulary.decode(best[0].tokens)
-    references = [pair.target for pair in split.pairs]
+    texts, references = ([pair[side] for pair in split.pairs] for side in range(2))
+    decoded, longest = [""] * len(texts), experiment.model.longest
+    constraint = constraint_of(experiment.task, vocabulary, texts)
+    for i, best in decode(model, params, split.sources, experiment.decoding, longest=longest, constraint=constraint):
+        decoded[i] = vocabulary.target.decode(best[0].tokens)
+    outputs, facts = experiment.task.outputs(texts, decoded)
     summary = {
         "split": name,
         "perplexity": found["perplexity"],
@@ -117,18 +120,21 @@ def evaluate(
         "checkpoints": steps,
         "decoding": dataclasses.asdict(experiment.decoding),
         "data": fingerprint(experiment.task.inputs(name)),
+        "constraint": constraint and constraint.knobs,
+        "outputs": facts,
     }
     # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
-    digest = hashlib.sha256(json.dumps([summary["data"], summary["decoding"]]).encode()).hexdigest()[:8]
-    texts = {"sources": [pair.source for pair in split.pairs], "hypotheses": outputs, "references": references}
-    folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", texts, summary)
-    return {**summary, "folder": str(folder)}, list(zip(*texts.values(), strict=True))
+    how = [summary[key] for key in ("data", "decoding", "constraint") if summary[key]]
+    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    lines = {"sources": texts, "hypotheses": outputs, "references": references}
+    folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", lines, summary)
+    return {**summary, "folder": str(folder)}, list(zip(*lines.values(), strict=True))
 
 
-def score_pairs(architecture: Architecture, params: Any, vocabulary: Vocabulary, pairs: list[Pair]) -> list[float]:
+def score_pairs(architecture: Architecture, params: Any, vocabulary: Vocabularies, pairs: list[Pair]) -> list[float]:
     """Log p(target | source) of each pair in nats, EOS counted."""
     model: Any = architecture.build()
-    sources, targets = (vocabulary.encode(list(side)) for side in zip(*pairs, strict=True))
+    sources, targets = vocabulary.encode(pairs)
     check_lengths(architecture, [*sources, *targets], "the input")
     found = [0.0] * len(pairs)
     for chosen, batch in evaluation_batches(sources, targets, BATCH_TOKENS):

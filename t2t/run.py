@@ -1,7 +1,7 @@
 """The run folder: what is written where. Nothing else in t2t writes into it but Orbax its checkpoints.
 
 experiment.json   the resolved experiment, versions, commit, device, fingerprints of vocabulary and data
-vocabulary/       sentencepiece model
+vocabulary/       the shared sentencepiece model, or that of sources and the tokens of targets
 metrics.jsonl     one object a line: step, split, loss, tokens, ...
 tensorboard/      the same for TensorBoard
 checkpoints/      Orbax
@@ -25,7 +25,7 @@ from tensorboardX import SummaryWriter
 from t2t import experiment as experiments
 from t2t.data.corpora import read_lines
 from t2t.data.prepare import UNFINISHED, Prepared
-from t2t.data.vocabulary import Vocabulary
+from t2t.data.vocabulary import Vocabularies
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 
@@ -61,8 +61,8 @@ class Run:
 
     @property
     def vocabulary(self) -> Path:
-        """The shared sentencepiece model."""
-        return self.folder / "vocabulary" / "shared.model"
+        """The folder of the vocabularies."""
+        return self.folder / "vocabulary"
 
     @property
     def checkpoints(self) -> Path:
@@ -132,7 +132,8 @@ def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, ste
         "parts": [*record["parts"], part],
     }
     write_json(run.record, record)
-    write(run.vocabulary, prepared.vocabulary.model)  # after the record: a folder with it can always be opened again
+    for name, content in prepared.vocabulary.files().items():  # after the record: with it a folder can be opened again
+        write(run.vocabulary / name, content)
 
 
 def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
@@ -177,15 +178,15 @@ def _experiment(run: Run, record: dict[str, Any]) -> Experiment:
     return found
 
 
-def load(folder: Path) -> tuple[Run, Experiment, Vocabulary]:
-    """An existing run folder with its experiment as it was resolved then, and its vocabulary.
+def load(folder: Path) -> tuple[Run, Experiment, Vocabularies]:
+    """An existing run folder with its experiment as it was resolved then, and its vocabularies.
 
     Raises:
         UserError: not a run folder, or one with a damaged record or vocabulary.
     """
     run = Run(folder)
     record = _read_record(run)
-    vocabulary = Vocabulary.load(run.vocabulary)
+    vocabulary = Vocabularies.load(run.vocabulary)
     if vocabulary.fingerprint != record["vocabulary"]:
         raise UserError(f"{run.vocabulary} is not the vocabulary this run was trained with")
     return run, _experiment(run, record), vocabulary
@@ -212,7 +213,8 @@ def derive(run: Run, folder: Path, steps: list[int]) -> Iterator[Run]:
         raise UserError(f"{folder} exists: choose another folder with --to")
     new = Run(folder.with_name(f"{folder.name}.{os.getpid()}{UNFINISHED}"))
     try:
-        write(new.vocabulary, run.vocabulary.read_bytes())
+        for file in run.vocabulary.iterdir():
+            write(new.vocabulary / file.name, file.read_bytes())
         write_json(new.record, {**_read_record(run), "averaged": steps})
         yield new
         new.folder.rename(folder)

@@ -23,7 +23,7 @@ from t2t import checkpoint, run
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import Bucket, Epochs
 from t2t.data.pipeline import TrainingBatches, read_ahead
-from t2t.data.prepare import SIDES, Prepared, prepare
+from t2t.data.prepare import SIDES, Prepared, Sizes, prepare
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment
@@ -115,7 +115,8 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
     """
     mesh = make_mesh(experiment.mesh)
     check_layout(mesh, checkpoint.abstract_params(experiment))
-    prepared = prepare(experiment.task, experiment.model.vocab_size, say)
+    sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
+    prepared = prepare(experiment.task, sizes, say)
     batches = TrainingBatches(prepared, experiment.batching, experiment.seed)
     dev = _splits_to_come(experiment, batches, prepared)
     where = run.open_for_training(folder, experiment, prepared)

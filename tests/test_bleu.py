@@ -14,7 +14,7 @@ import sacrebleu
 from sacrebleu import significance
 
 from t2t import run as runs
-from t2t.data.prepare import prepare
+from t2t.data.prepare import Sizes, prepare
 from t2t.data.translation import Translation
 from t2t.experiment import override
 from t2t.metrics import bleu
@@ -302,7 +302,7 @@ def evaluated(run, outputs, references, step=40, average=2, **changes):
 @pytest.fixture
 def two(toy, tmp_path):
     """Two run folders that were never trained."""
-    prepared = prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    prepared = prepare(toy.task, Sizes(toy.model.vocab_size), lambda _: None)
     found = [runs.Run(tmp_path / name) for name in ("one", "other")]
     for run in found:
         runs.begin(run, toy, prepared, "cpu", 0)
@@ -406,7 +406,7 @@ def test_mistakes_with_runs(t2t, two, tmp_path):
 
 def test_runs_of_other_languages_are_not_compared(t2t, two, toy):
     hypotheses, references = map(text, sentences(10))
-    prepared = prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    prepared = prepare(toy.task, Sizes(toy.model.vocab_size), lambda _: None)
     runs.begin(two[1], override(toy, {"task.target": "de"}), prepared, "cpu", 0)
     for run in two:
         evaluated(run, hypotheses, references)

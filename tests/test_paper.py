@@ -293,7 +293,7 @@ def test_the_first_update_is_the_rate_of_step_1(name, rate):
 
 
 def test_batches_carry_sentences_that_end_in_eos(toy):
-    prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
     batches = TrainingBatches(prepared, toy.batching, toy.seed)
     for side in batches[0]:
         assert (side.tokens[side.segments == 0] == 0).all()

@@ -9,7 +9,7 @@ import pytest
 from t2t.data.batching import BatchingConfig
 from t2t.data.corpora import Embedded, Text
 from t2t.data.pipeline import TrainingBatches, read_ahead
-from t2t.data.prepare import prepare
+from t2t.data.prepare import Sizes, prepare
 from t2t.data.translation import Translation
 
 SIZE = 200
@@ -48,7 +48,7 @@ def texts(batch, vocabulary):
 
 def test_batches_decode_to_the_right_pairs(path):
     task = translation(path)
-    prepared = prepare(task, SIZE, quiet)
+    prepared = prepare(task, Sizes(SIZE), quiet)
     batches = TrainingBatches(prepared, CONFIG, seed=3)
     lengths = [max(map(len, prepared.vocabulary.encode(list(pair)))) for pair in task.pairs("train")]
     kept = [tuple(pair) for pair, n in zip(task.pairs("train"), lengths, strict=True) if n <= CONFIG.max_length]
@@ -60,7 +60,7 @@ def test_batches_decode_to_the_right_pairs(path):
 
 
 def test_batches_have_few_shapes(path):
-    prepared = prepare(translation(path), SIZE, quiet)
+    prepared = prepare(translation(path), Sizes(SIZE), quiet)
     batches = TrainingBatches(prepared, CONFIG, seed=0)
     shapes = set()
     for step in range(len(batches.epochs)):
@@ -76,7 +76,7 @@ def same(a, b):
 
 
 def test_reading_ahead_is_indexing(path):
-    prepared = prepare(translation(path), SIZE, quiet)
+    prepared = prepare(translation(path), Sizes(SIZE), quiet)
     batches = TrainingBatches(prepared, CONFIG, seed=1)
     start, stop = 5, len(batches.epochs) + 9  # into the second epoch
     expected = [batches[step] for step in range(start, stop)]
@@ -90,7 +90,7 @@ def test_reading_ahead_is_indexing(path):
 
 
 def test_reading_ahead_goes_on_from_a_state(path):
-    prepared = prepare(translation(path), SIZE, quiet)
+    prepared = prepare(translation(path), Sizes(SIZE), quiet)
     batches = TrainingBatches(prepared, CONFIG, seed=1)
     first = read_ahead(batches, 0, 20)
     for _ in range(12):

@@ -11,7 +11,7 @@ import pytest
 from t2t.data import prepare as preparing
 from t2t.data.cleaning import Cleaning
 from t2t.data.corpora import Embedded, Text
-from t2t.data.prepare import UNFINISHED, overlap, prepare
+from t2t.data.prepare import UNFINISHED, Sizes, overlap, prepare
 from t2t.data.translation import Translation
 from t2t.data.vocabulary import Vocabulary, count_words
 from t2t.errors import UserError
@@ -59,13 +59,13 @@ def model_file(path, size=SIZE, name="model"):
 
 def test_prepared_once(path, cache, monkeypatch):
     said = []
-    first = prepare(translation(path), SIZE, said.append)
+    first = prepare(translation(path), Sizes(SIZE), said.append)
     assert len(said) == 1
     assert str(first.folder) in said[0]
     assert sorted(cache.iterdir()) == [first.folder, first.folder.with_suffix(".lock")]
     monkeypatch.setattr(Vocabulary, "train", no_more)
     monkeypatch.setattr(Translation, "pairs", no_more)
-    second = prepare(translation(path), SIZE, no_more)
+    second = prepare(translation(path), Sizes(SIZE), no_more)
     assert second.folder == first.folder
     assert second.report == first.report
     assert second.fingerprint == first.fingerprint
@@ -80,7 +80,7 @@ def sentences(prepared, name):
 
 def test_prepared_tokens_are_the_pairs(path):
     task = translation(path)
-    prepared = prepare(task, SIZE, quiet)
+    prepared = prepare(task, Sizes(SIZE), quiet)
     assert len(prepared.vocabulary) == SIZE
     for name, texts in zip(("source", "target"), zip(*task.pairs("train"), strict=True), strict=True):
         ids = sentences(prepared, name)
@@ -95,33 +95,33 @@ def test_prepared_tokens_are_the_pairs(path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 299, 300])
 def test_chunks_leave_no_trace(path, monkeypatch, chunk):
-    whole = prepare(translation(path), SIZE, quiet)
+    whole = prepare(translation(path), Sizes(SIZE), quiet)
     before = {file.name: file.read_bytes() for file in whole.folder.iterdir()}
     monkeypatch.setattr(preparing, "CHUNK", chunk)
     monkeypatch.setenv("T2T_DATA", str(path.parent / "other"))
-    again = prepare(translation(path), SIZE, quiet)
+    again = prepare(translation(path), Sizes(SIZE), quiet)
     assert again.folder != whole.folder
     assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == before
 
 
 def test_cache_key(path, tmp_path):
-    first = prepare(translation(path), SIZE, quiet)
+    first = prepare(translation(path), Sizes(SIZE), quiet)
     moved = tmp_path / "moved.tsv"
     moved.write_bytes(path.read_bytes())
-    assert prepare(translation(moved), SIZE, no_more).folder == first.folder
+    assert prepare(translation(moved), Sizes(SIZE), no_more).folder == first.folder
     others = [
-        prepare(translation(path), SIZE + 1, quiet),
-        prepare(Translation(Text(train=str(path), source_column=1, target_column=0), "de", "en"), SIZE, quiet),
-        prepare(translation(path, vocabulary=model_file(path, SIZE + 20)), SIZE + 20, quiet),
+        prepare(translation(path), Sizes(SIZE + 1), quiet),
+        prepare(Translation(Text(train=str(path), source_column=1, target_column=0), "de", "en"), Sizes(SIZE), quiet),
+        prepare(translation(path, vocabulary=model_file(path, SIZE + 20)), Sizes(SIZE + 20), quiet),
     ]
     path.with_name("other").write_text(
         "another text with other pieces\n" * 3 + path.read_text(encoding="utf-8")[5_000:]
     )
     other = model_file(path.with_name("other"), SIZE + 20, "other.model")
-    others.append(prepare(translation(path, vocabulary=other), SIZE + 20, quiet))
+    others.append(prepare(translation(path, vocabulary=other), Sizes(SIZE + 20), quiet))
     with open(path, "a", encoding="utf-8") as file:
         file.write("one more\tnoch eins\n")
-    others.append(prepare(translation(path), SIZE, quiet))
+    others.append(prepare(translation(path), Sizes(SIZE), quiet))
     assert len({p.folder for p in (first, *others)}) == 6
     assert len({p.fingerprint for p in (first, *others)}) == 6
     assert others[-1].report["pairs"] == 301
@@ -149,10 +149,10 @@ def test_a_broken_file_leaves_nothing_that_is_taken_for_whole(path, cache, monke
     whole = path.read_bytes()
     path.write_bytes(whole + b"one column\n")
     with pytest.raises(UserError, match=r"pairs\.tsv, line 301: 1 tab-separated field"):
-        prepare(translation(path, vocabulary=vocabulary), SIZE, quiet)
+        prepare(translation(path, vocabulary=vocabulary), Sizes(SIZE), quiet)
     assert {file.suffix for file in cache.iterdir()} == {".lock", UNFINISHED}
     path.write_bytes(whole)
-    assert prepare(translation(path, vocabulary=vocabulary), SIZE, quiet).report["kept"] == 300
+    assert prepare(translation(path, vocabulary=vocabulary), Sizes(SIZE), quiet).report["kept"] == 300
 
 
 @pytest.mark.parametrize("killed_in", [0, 1, 3, 5])
@@ -160,7 +160,7 @@ def test_a_broken_file_leaves_nothing_that_is_taken_for_whole(path, cache, monke
 def test_what_was_interrupted_is_gone_on_with(path, tmp_path, monkeypatch, killed_in, torn):
     """Chunk by chunk: what is on record stays, what a killed process wrote past it goes, and the end is the same."""
     monkeypatch.setattr(preparing, "CHUNK", 50)
-    whole = prepare(translation(path), SIZE, quiet)
+    whole = prepare(translation(path), Sizes(SIZE), quiet)
     monkeypatch.setenv("T2T_DATA", str(tmp_path / "other"))
     tokenise, seen = preparing._tokenise, []
 
@@ -172,7 +172,7 @@ def test_what_was_interrupted_is_gone_on_with(path, tmp_path, monkeypatch, kille
 
     monkeypatch.setattr(preparing, "_tokenise", counted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(translation(path), SIZE, quiet)
+        prepare(translation(path), Sizes(SIZE), quiet)
     (unfinished,) = (tmp_path / "other" / "prepared").glob(f"*{UNFINISHED}")
     if torn:
         for file in unfinished.glob("source.*"):
@@ -180,7 +180,7 @@ def test_what_was_interrupted_is_gone_on_with(path, tmp_path, monkeypatch, kille
     monkeypatch.setattr(preparing, "_tokenise", tokenise)
     monkeypatch.setattr(Vocabulary, "train", no_more)  # that part was done
     said = []
-    again = prepare(translation(path), SIZE, said.append)
+    again = prepare(translation(path), Sizes(SIZE), said.append)
     assert said[0].startswith("going on with")
     assert contents(again.folder) == contents(whole.folder)
     assert again.report == whole.report
@@ -188,12 +188,12 @@ def test_what_was_interrupted_is_gone_on_with(path, tmp_path, monkeypatch, kille
 
 def test_another_process_is_waited_for(path, cache):
     """It holds the lock; when it lets go, the folder is there or is made."""
-    folder = prepare(translation(path), SIZE, quiet).folder
+    folder = prepare(translation(path), Sizes(SIZE), quiet).folder
     away = folder.rename(folder.with_name("away"))
     said = []
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=lambda: prepare(translation(path), SIZE, said.append))
+        waiting = threading.Thread(target=lambda: prepare(translation(path), Sizes(SIZE), said.append))
         waiting.start()
         while not said:
             pass
@@ -205,11 +205,11 @@ def test_another_process_is_waited_for(path, cache):
 @pytest.mark.parametrize("file", ["report.json", "vocabulary.model", "source.tokens", "target.lengths.npy"])
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_a_damaged_folder_is_made_anew(path, file, harm):
-    folder = prepare(translation(path), SIZE, quiet).folder
+    folder = prepare(translation(path), Sizes(SIZE), quiet).folder
     before = contents(folder)
     (folder / file).unlink() if harm == "gone" else (folder / file).write_bytes(before[file][:50])
     said = []
-    assert contents(prepare(translation(path), SIZE, said.append).folder) == before
+    assert contents(prepare(translation(path), Sizes(SIZE), said.append).folder) == before
     assert said[0] == f"{folder} is damaged: it is made anew"
 
 
@@ -218,7 +218,7 @@ def test_cache_that_cannot_be_written(path, tmp_path, monkeypatch, below):
     (tmp_path / "file").write_text("a file, not a folder")
     monkeypatch.setenv("T2T_DATA", str(tmp_path.joinpath("file", *below)))
     with pytest.raises(UserError, match=rf"cannot write {tmp_path}/file.*T2T_DATA"):
-        prepare(translation(path), SIZE, quiet)
+        prepare(translation(path), Sizes(SIZE), quiet)
 
 
 # ------------------------------------------------------------------------------ A vocabulary of the user's
@@ -227,29 +227,29 @@ def test_cache_that_cannot_be_written(path, tmp_path, monkeypatch, below):
 def test_given_vocabulary_is_used(path, monkeypatch):
     file = model_file(path)
     monkeypatch.setattr(Vocabulary, "train", no_more)
-    prepared = prepare(translation(path, vocabulary=file), SIZE, quiet)
+    prepared = prepare(translation(path, vocabulary=file), Sizes(SIZE), quiet)
     assert prepared.vocabulary.model == Path(file).read_bytes()
     Path(file).rename(path.with_name("moved"))
-    again = prepare(translation(path, vocabulary=str(path.with_name("moved"))), SIZE, no_more)
+    again = prepare(translation(path, vocabulary=str(path.with_name("moved"))), Sizes(SIZE), no_more)
     assert again.folder == prepared.folder
 
 
 def test_given_vocabulary_of_another_size(path):
     file = model_file(path, SIZE + 1)
     with pytest.raises(UserError, match=rf"{file} has 201 pieces, but --model.vocab_size is 200"):
-        prepare(translation(path, vocabulary=file), SIZE, quiet)
+        prepare(translation(path, vocabulary=file), Sizes(SIZE), quiet)
 
 
 def test_given_vocabulary_is_missing(path):
     with pytest.raises(UserError, match=r"no vocabulary file .*nowhere"):
-        prepare(translation(path, vocabulary=str(path.with_name("nowhere"))), SIZE, quiet)
+        prepare(translation(path, vocabulary=str(path.with_name("nowhere"))), Sizes(SIZE), quiet)
 
 
 def test_large_vocabularies_take_wider_tokens(path, monkeypatch):
     file = model_file(path)
     monkeypatch.setattr(Vocabulary, "__len__", lambda self: 70_000)
     monkeypatch.setattr(Vocabulary, "encode", lambda self, texts: [[69_999, 1] for _ in texts])
-    prepared = prepare(translation(path, vocabulary=file), 70_000, quiet)
+    prepared = prepare(translation(path, vocabulary=file), Sizes(70_000), quiet)
     assert set(prepared.side("target")[0].tolist()) == {69_999, 1}
     assert prepared.side("target")[0].dtype.itemsize == 4
 
@@ -266,7 +266,7 @@ def test_every_reason_is_counted(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     empty = ["\tnur Deutsch", "only English\t", "\t", "  \t \u3000 "]
     append(path, *empty, b"five\tf\xfcnf\n", f"long\t{'sehr lang ' * 30}", lines[0], lines[7], f" {lines[7]} ")
-    prepared = prepare(translation(path), SIZE, quiet)
+    prepared = prepare(translation(path), Sizes(SIZE), quiet)
     assert [prepared.report[key] for key in ("pairs", "kept")] == [309, 300]
     assert prepared.report["dropped"] == {"empty": 4, "not UTF-8": 1, "ratio": 1, "duplicate": 3}
     text = [map(prepared.vocabulary.decode, sentences(prepared, name)) for name in ("source", "target")]
@@ -277,21 +277,21 @@ def test_duplicates_and_unlike_lengths_can_be_kept(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     append(path, f"long\t{'sehr lang ' * 30}", lines[0])
     keeping = Cleaning(ratio=0, duplicates="keep")
-    prepared = prepare(translation(path, cleaning=keeping), SIZE, quiet)
+    prepared = prepare(translation(path, cleaning=keeping), Sizes(SIZE), quiet)
     assert prepared.report["kept"] == 302 and not any(prepared.report["dropped"].values())
-    assert prepare(translation(path), SIZE, quiet).folder != prepared.folder
+    assert prepare(translation(path), Sizes(SIZE), quiet).folder != prepared.folder
 
 
 def test_the_same_source_with_another_target_is_no_duplicate(path):
     append(path, "one source\tein Ziel", "one source\tzwei Ziele", "another source\tein Ziel", "ein Ziel\tone source")
-    assert prepare(translation(path), SIZE, quiet).report["kept"] == 304
+    assert prepare(translation(path), Sizes(SIZE), quiet).report["kept"] == 304
 
 
 def test_nothing_but_empty_sides(path):
     file = model_file(path)
     path.write_text("one\t\n\tzwei\n", encoding="utf-8")
     with pytest.raises(UserError, match="no pair with text on both sides"):
-        prepare(translation(path, vocabulary=file), SIZE, quiet)
+        prepare(translation(path, vocabulary=file), Sizes(SIZE), quiet)
 
 
 def test_overlap_with_what_is_held_out(path, tmp_path):
@@ -300,12 +300,12 @@ def test_overlap_with_what_is_held_out(path, tmp_path):
     held = [lines[0], lines[1], lines[1], f"{source}\tetwas anderes", f"something else\t{target}", "new\tneu"]
     (tmp_path / "dev.tsv").write_text("\n".join(held) + "\n", encoding="utf-8")
     task = Translation(Text(train=str(path), dev=str(tmp_path / "dev.tsv")), "en", "de")
-    found = overlap(task, prepare(task, SIZE, quiet), "dev")
+    found = overlap(task, prepare(task, Sizes(SIZE), quiet), "dev")
     assert found == {"pairs": 6, "both": 3, "source": 4, "target": 4}
 
 
 def test_unknown_pieces_are_counted(path):
     file = model_file(path)
     append(path, "猫 is here\tHier ist 猫 und 猫")
-    prepared = prepare(translation(path, vocabulary=file), SIZE, quiet)
+    prepared = prepare(translation(path, vocabulary=file), Sizes(SIZE), quiet)
     assert prepared.report["unknown"] == {"source": 1, "target": 2}

@@ -9,7 +9,7 @@ import pytest
 
 from t2t import experiment
 from t2t import run as runs
-from t2t.data.prepare import prepare
+from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import get, override
 from t2t.report import tables
 
@@ -69,7 +69,7 @@ def few(monkeypatch):
 
 @pytest.fixture(scope="session")
 def prepared(toy):
-    return prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    return prepare(toy.task, Sizes(toy.model.vocab_size), lambda _: None)
 
 
 @pytest.fixture

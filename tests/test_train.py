@@ -206,7 +206,7 @@ def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
     """Dropout is on. The tolerance is that of sums taken in another order, over three steps of Adam."""
     state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))
     step = jax.jit(train.train_step, static_argnums=0)
-    prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
     batches = train.TrainingBatches(prepared, toy.batching, toy.seed)
     for i in range(3):
         state, _ = step(toy, state, batches[i])
@@ -228,7 +228,7 @@ def test_parts_change_nothing(toy, data, tokens_per_device, parts, tmp_path):
 
 def test_the_step_is_pure(toy):
     state = unboxed(train.init_state(toy, jax.random.key(0)))
-    prepared = train.prepare(toy.task, toy.model.vocab_size, lambda _: None)
+    prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
     batch = train.TrainingBatches(prepared, toy.batching, toy.seed)[0]
     step = jax.jit(train.train_step, static_argnums=0)
     (first, sums), (second, again) = step(toy, state, batch), step(toy, state, batch)

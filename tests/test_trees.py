@@ -70,7 +70,8 @@ def test_one_tree_is_asked_for():
 
 def test_cleaning_takes_away_what_the_field_does_and_counts_it():
     counts = Counter()
-    raw = "( (S (NP-SBJ-1 (NP=2 (-NONE- *)) (PRP It)) (SBAR (-NONE- 0) (S (-NONE- *T*-1))) (VP (VBZ works)) (-LRB- -LRB-)) )"
+    said = "(NP-SBJ-1 (NP=2 (-NONE- *)) (PRP It)) (SBAR (-NONE- 0) (S (-NONE- *T*-1))) (VP (VBZ works)) (-LRB- -LRB-)"
+    raw = f"( (S {said}) )"
     assert bracketed(clean(parse(raw), counts)) == "(TOP (S (NP (PRP It)) (VP (VBZ works)) (-LRB- -LRB-)))"
     assert counts == {"traces": 3, "empty constituents": 3, "function tags": 1, "outer labels": 1}
 

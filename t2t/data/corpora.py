@@ -178,7 +178,8 @@ class Text:
             raise unknown("split", split, SPLITS)
         if not (where := getattr(self, split)):
             raise UserError(f"this corpus names no file for its {split} split (--task.corpus.{split})")
-        sides = [_matches(os.path.join(os.path.expanduser(self.folder), name.strip())) for name in where.split(",")]
+        folder = os.path.expanduser(self.folder)
+        sides = [matching(os.path.join(folder, name.strip()), ".tsv") for name in where.split(",")]
         if len(sides) == 1:
             return [Piece(path) for path in sides[0]]
         if len(sides) > 2 or len(sides[0]) != len(sides[1]):
@@ -204,13 +205,17 @@ class Text:
                 yield from columns(source, self.source_column, self.target_column, errors)
 
 
-def _matches(name: str) -> list[Path]:
-    """The files that a name, a pattern or a folder stands for."""
+def matching(name: str, suffix: str) -> list[Path]:
+    """The files that a name, a pattern or a folder stands for: of a folder those of `suffix`, compressed or not.
+
+    Raises:
+        UserError: a pattern or a folder without such a file. A plain name is not looked up.
+    """
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if ".tsv" in p.suffixes and p.is_file())
+        found = sorted(p for p in path.iterdir() if suffix in p.suffixes and p.is_file())
         if not found:
-            raise UserError(f"no .tsv file in the folder {path}; for two files a part, say {path}/*.en,{path}/*.de")
+            raise UserError(f"no {suffix} file in the folder {path}; name files or a pattern, such as {path}/*.txt")
         return found
     if glob.has_magic(name):
         found = sorted(map(Path, glob.glob(str(path))))

@@ -1,7 +1,7 @@
-"""A task's training data made ready once, for all runs: vocabulary, tokenised pairs on disk, and a report on the data.
+"""A task's training data made ready once, for all runs: vocabularies, tokenised pairs on disk, a report on the data.
 
 The folder of prepared data is named by a fingerprint of the files, of how they are read and cleaned, and of the
-vocabulary. It appears whole or not at all. What is unfinished lies beside it and is gone on with, chunk by chunk, by
+vocabularies. It appears whole or not at all. What is unfinished lies beside it and is gone on with, chunk by chunk, by
 whoever needs it next. Pairs stream from the files to the disk: memory holds a few numbers a pair, never its text.
 """
 
@@ -25,11 +25,12 @@ import platformdirs
 
 from t2t.batch import UNK
 from t2t.data.cleaning import Cleaning, first_fault
+from t2t.data.linearisation import TreeVocabulary, count_tokens
 from t2t.data.task import Pair, Task, fingerprint
-from t2t.data.vocabulary import Vocabulary, count_words
+from t2t.data.vocabulary import Vocabularies, Vocabulary, count_words
 from t2t.errors import UserError
 
-FORMAT = 2  # raise it when the layout of a prepared folder changes
+FORMAT = 3  # raise it when the layout of a prepared folder changes
 TOKEN = np.dtype("<u2")  # ids of up to 65,536 pieces; larger vocabularies take <u4
 CHUNK = 10_000  # pairs tokenised at a time
 EVERY = 10.0  # seconds between two words of progress
@@ -44,7 +45,7 @@ class Prepared:
     """A task's training data, ready to batch."""
 
     folder: Path
-    vocabulary: Vocabulary
+    vocabulary: Vocabularies
     fingerprint: str
     report: dict[str, Any]  # inputs with their digests; pairs read, kept, dropped and why; tokens, lengths
 
@@ -63,34 +64,55 @@ def cache_folder() -> Path:
     return Path(os.environ.get("T2T_DATA") or platformdirs.user_cache_dir("t2t"))
 
 
-def prepare(task: Task, vocab_size: int, say: Say) -> Prepared:
-    """The task's vocabulary and tokenised training pairs, made now unless they were before.
+class Sizes(NamedTuple):
+    """Of vocabularies."""
+
+    source: int
+    target: int = 0  # 0: both sides share one
+
+
+def prepare(task: Task, sizes: Sizes, say: Say) -> Prepared:
+    """The task's vocabularies and tokenised training pairs, made now unless they were before.
 
     Raises:
-        UserError: data or vocabulary are missing or broken, or the cache folder cannot be written.
+        UserError: data or vocabulary are missing or broken, the sizes are no sizes for the task, or the cache folder
+            cannot be written.
     """
-    given = task.vocabulary_file()
-    vocabulary = Vocabulary.load(Path(os.path.expanduser(given))) if given else None
-    if vocabulary and len(vocabulary) != vocab_size:
-        raise UserError(f"{given} has {len(vocabulary)} pieces, but --model.vocab_size is {vocab_size}")
+    given = _given(task, sizes)
     inputs = task.inputs("train")
     cleaning = dataclasses.astuple(task.cleaning)
-    key = [FORMAT, fingerprint(inputs), cleaning, vocabulary.fingerprint if vocabulary else vocab_size]
+    key = [FORMAT, fingerprint(inputs), cleaning, given.fingerprint if given else sizes.source]
+    if task.linearisation:
+        key += [sizes.target, dataclasses.astuple(task.linearisation)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = cache_folder() / "prepared" / name[:20]
     found = _read(folder)
     if not found:
         with _alone(folder, say):
-            found = _read(folder) or _build(folder, task, vocabulary, vocab_size, say)
+            found = _read(folder) or _build(folder, task, given, sizes, say)
     vocabulary, report = found
     return Prepared(folder, vocabulary, name, {"inputs": inputs, **report})
 
 
-def _read(folder: Path) -> tuple[Vocabulary, dict[str, Any]] | None:
-    """Vocabulary and report of a prepared folder; None unless all files have the sizes that the report gives."""
+def _given(task: Task, sizes: Sizes) -> Vocabulary | None:
+    """The user's own vocabulary, if there is one; the sizes are checked."""
+    if task.linearisation and not sizes.target:
+        raise UserError("--model.target_vocab_size must be above 0: trees have a vocabulary of their own")
+    if sizes.target and not task.linearisation:
+        raise UserError(f"--model.target_vocab_size must be 0, not {sizes.target}: both sides share one vocabulary")
+    if not (file := task.vocabulary_file()):
+        return None
+    given = Vocabulary.load(Path(os.path.expanduser(file)))
+    if len(given) != sizes.source:
+        raise UserError(f"{file} has {len(given)} pieces, but --model.vocab_size is {sizes.source}")
+    return given
+
+
+def _read(folder: Path) -> tuple[Vocabularies, dict[str, Any]] | None:
+    """Vocabularies and report of a prepared folder; None unless all files have the sizes that the report gives."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        vocabulary = Vocabulary.load(folder / "vocabulary.model")
+        vocabulary = Vocabularies.load(folder)
         if any((folder / file).stat().st_size != size for file, size in report["sizes"].items()):
             return None
     except (OSError, ValueError, KeyError, UserError):
@@ -118,8 +140,8 @@ def _alone(folder: Path, say: Say) -> Iterator[None]:
 
 
 def _build(
-    folder: Path, task: Task, vocabulary: Vocabulary | None, vocab_size: int, say: Say
-) -> tuple[Vocabulary, dict[str, Any]]:
+    folder: Path, task: Task, given: Vocabulary | None, sizes: Sizes, say: Say
+) -> tuple[Vocabularies, dict[str, Any]]:
     """Writes the prepared folder beside its place, or goes on with what lies there, and renames it."""
     if folder.is_dir():
         say(f"{folder} is damaged: it is made anew")
@@ -127,17 +149,38 @@ def _build(
     beside = folder.with_suffix(UNFINISHED)
     say(f"{'going on with' if beside.is_dir() else 'preparing'} the training pairs, once, in {folder}")
     beside.mkdir(exist_ok=True)
-    kept = beside / "vocabulary.model"
-    if not kept.is_file():
-        made = vocabulary or Vocabulary.train(_counted(task.pairs("train"), say), vocab_size)
-        _write(kept, made.model)
-    vocabulary = Vocabulary.load(kept)
-    stored = _Tokenised(beside, len(vocabulary))
+    counted = beside / "facts.json"  # written last: with it the vocabularies are whole
+    if not counted.is_file():
+        for name, content in _vocabularies(task, given, sizes, say).files().items():
+            _write(beside / name, content)
+        _write(counted, json.dumps(task.facts("train")).encode())
+    vocabulary = Vocabularies.load(beside)
+    stored = _Tokenised(beside, max(map(len, vocabulary)))
     stored.extend(task.pairs("train"), vocabulary, task.cleaning, say)
-    report = stored.finish(task.cleaning)
+    facts = json.loads(counted.read_text(encoding="utf-8"))
+    counted.unlink()
+    report = {"reading": facts, **stored.finish(task.cleaning)}
     _write(beside / "report.json", json.dumps(report, indent=1).encode())
     beside.rename(folder)
     return vocabulary, report
+
+
+def _vocabularies(task: Task, given: Vocabulary | None, sizes: Sizes, say: Say) -> Vocabularies:
+    """Made from the training pairs that are text."""
+    words: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    if given and not task.linearisation:
+        return Vocabularies(given, given)
+    for chunk in _chunks(task.pairs("train"), "counting words for the vocabulary", 0, say):
+        whole = [pair for pair in chunk if not first_fault(pair)]
+        if task.linearisation:
+            count_words((pair.source for pair in whole), words)
+            count_tokens((pair.target for pair in whole), task.linearisation, tokens)
+        else:
+            count_words(chain.from_iterable(whole), words)
+    source = given or Vocabulary.train(words, sizes.source)
+    target = TreeVocabulary.of(tokens, sizes.target, task.linearisation) if task.linearisation else source
+    return Vocabularies(source, target)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -145,14 +188,6 @@ def _write(path: Path, content: bytes) -> None:
     beside = path.with_suffix(UNFINISHED)
     beside.write_bytes(content)
     beside.replace(path)
-
-
-def _counted(pairs: Iterator[Pair], say: Say) -> Counter[str]:
-    """How often each word occurs on either side of the pairs that are text."""
-    words: Counter[str] = Counter()
-    for chunk in _chunks(pairs, "counting words for the vocabulary", 0, say):
-        count_words(chain.from_iterable(pair for pair in chunk if not first_fault(pair)), words)
-    return words
 
 
 def _chunks(pairs: Iterator[Pair], doing: str, done: int, say: Say) -> Iterator[list[Pair]]:
@@ -196,7 +231,7 @@ class _Tokenised:
         except (OSError, ValueError, TypeError):
             self._progress = Progress()
 
-    def extend(self, pairs: Iterator[Pair], vocabulary: Vocabulary, cleaning: Cleaning, say: Say) -> None:
+    def extend(self, pairs: Iterator[Pair], vocabulary: Vocabularies, cleaning: Cleaning, say: Say) -> None:
         """Adds the pairs that are not there yet; after each chunk it is on record how far that is."""
         for _ in islice(pairs, self._progress.pairs):
             pass
@@ -249,12 +284,12 @@ class _Tokenised:
 
 
 def _tokenise(
-    chunk: list[Pair], vocabulary: Vocabulary, cleaning: Cleaning, progress: Progress
+    chunk: list[Pair], vocabulary: Vocabularies, cleaning: Cleaning, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Progress]:
     """What to add to each file for a chunk, and the progress after it."""
     faults = [first_fault(pair) for pair in chunk]
     whole = [pair for pair, fault in zip(chunk, faults, strict=True) if not fault]
-    ids = [vocabulary.encode([pair[side] for pair in whole]) for side in range(2)]
+    ids = vocabulary.encode(whole)
     lengths = [np.fromiter(map(len, sentences), np.int64, len(whole)) for sentences in ids]
     alike = cleaning.alike(*lengths)
     dropped = Counter(progress.dropped) + Counter(filter(None, faults))

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from t2t.data.linearisation import Linearisation
 from t2t.metrics import Score
 
 
@@ -37,8 +38,21 @@ class Task(Protocol):
         """What a split is read from, by name, each with a digest: equal digests mean equal pairs."""
         ...
 
+    def facts(self, split: str) -> dict[str, int]:
+        """What reading did to a split, counted by name; {} for what is taken as it stands."""
+        ...
+
     def vocabulary_file(self) -> str:
         """A sentencepiece model to use, or "" to train one on the training split."""
+        ...
+
+    @property
+    def linearisation(self) -> Linearisation | None:
+        """How targets become tokens when they are trees; None: they are text in the sources' vocabulary."""
+        ...
+
+    def outputs(self, sources: list[str], decoded: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """What the text decoded for each source stands for, and what there is to know of how it came about."""
         ...
 
     def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:

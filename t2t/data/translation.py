@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from t2t.data.cleaning import Cleaning
 from t2t.data.corpora import Corpus
@@ -27,9 +28,22 @@ class Translation:
         """What the split is read from, each with a digest."""
         return self.corpus.inputs(split)
 
+    def facts(self, split: str) -> dict[str, int]:
+        """Nothing: text is taken as it stands."""
+        return {}
+
     def vocabulary_file(self) -> str:
         """The vocabulary the user gave, or ""."""
         return self.vocabulary
+
+    @property
+    def linearisation(self) -> None:
+        """Targets are text, and share the sources' vocabulary."""
+        return None
+
+    def outputs(self, sources: list[str], decoded: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """The decoded text itself."""
+        return decoded, {}
 
     def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
         """The readings of `bleu.scores`."""

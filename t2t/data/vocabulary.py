@@ -1,4 +1,4 @@
-"""A shared sentencepiece vocabulary: trained by byte-pair encoding, or given as a file."""
+"""A sentencepiece vocabulary: trained by byte-pair encoding, or given as a file; and what both sides of a task use."""
 
 import hashlib
 import io
@@ -6,11 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 
 from t2t.batch import EOS, PAD, UNK
+from t2t.data.linearisation import TreeVocabulary
+from t2t.data.task import Pair
 from t2t.errors import UserError
+
+SHARED, SOURCE, TARGET = "shared.model", "source.model", "target.json"
 
 
 class Vocabulary:
@@ -109,6 +114,48 @@ def count_words(texts: Iterable[str], words: Counter[str]) -> Counter[str]:
     for text in texts:
         words.update(text.replace("\t", " ").split(" "))
     return words
+
+
+class Vocabularies(NamedTuple):
+    """What sources and targets are made of: one vocabulary for both, or words for sources and trees for targets."""
+
+    source: Vocabulary
+    target: Vocabulary | TreeVocabulary
+
+    def files(self) -> dict[str, bytes]:
+        """What to keep of them, by file name."""
+        if self.shared:
+            return {SHARED: self.source.model}
+        return {SOURCE: self.source.model, TARGET: self.target.model}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabularies":
+        """What `files` said, from a folder.
+
+        Raises:
+            UserError: files are missing or damaged.
+        """
+        if not (folder / TARGET).exists():
+            shared = Vocabulary.load(folder / SHARED)
+            return cls(shared, shared)
+        text = (folder / TARGET).read_bytes()
+        return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(text, str(folder / TARGET)))
+
+    @property
+    def shared(self) -> bool:
+        """Whether both sides have the same."""
+        return self.source is self.target
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all there is to them."""
+        if self.shared:
+            return self.source.fingerprint
+        return hashlib.sha256(f"{self.source.fingerprint} {self.target.fingerprint}".encode()).hexdigest()
+
+    def encode(self, pairs: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of sources and of targets, EOS at the end of each."""
+        return self.source.encode([pair.source for pair in pairs]), self.target.encode([pair.target for pair in pairs])
 
 
 def _wrong_size(size: int, complaint: str) -> UserError:

@@ -16,7 +16,12 @@ class Architecture(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """V: word pieces shared by source and target."""
+        """V: word pieces of the sources, and of the targets if they share them."""
+        ...
+
+    @property
+    def target_vocab_size(self) -> int:
+        """V of targets that have a vocabulary of their own, such as trees; 0: shared with the sources."""
         ...
 
     @property

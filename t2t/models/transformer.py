@@ -30,6 +30,9 @@ class TransformerConfig:
     """The columns of Table 3 under their names there; the defaults are its row "base"."""
 
     vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: pieces of both sides; paper: 37,000 EN-DE, 32,000 EN-FR
+    target_vocab_size: Annotated[int, Range(low=0)] = (
+        0  # V of targets with a vocabulary of their own; 0: shared, as in the paper
+    )
     num_layers: Count = 6  # N: layers of the encoder, and of the decoder; paper: 6
     d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output; paper: 512, big 1024
     d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer; paper: 2048, big 4096
@@ -37,6 +40,7 @@ class TransformerConfig:
     d_k: Count = 64  # d_k: width of a head's queries and keys; paper: 64
     d_v: Count = 64  # d_v: width of a head's values; paper: 64
     p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position; paper: 0.1, big 0.3
+    p_attention: Probability = 0.0  # P of dropout on attention weights; paper: named for parsing only (section 6.3)
     positions: Literal["sinusoid", "learned"] = "sinusoid"  # PE, section 3.5; paper: sinusoid, learned in row (E)
     max_length: Count = 1024  # tokens: rows of the table of learned positions
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and products; weights, sums, norms are float32
@@ -79,14 +83,17 @@ class Transformer(nn.Module):
     }
 
     def setup(self) -> None:
-        self.embedding = Embedding(self.config)
+        # Two vocabularies, two matrices: then the second is that of targets and of the projection before the softmax.
+        self.embedding = Embedding(self.config, self.config.vocab_size)
+        own = self.config.target_vocab_size
+        self.target_embedding = Embedding(self.config, own) if own else self.embedding
         self.encoder = EncoderLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
         self.decoder = DecoderLayer(self.config)
 
     def __call__(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S], target [B T] -> float32 logits [B T V]: position t predicts target token t."""
         memory = self.encode(source, train=train)
-        y = self.embedding(shift_right(target), target.positions, train=train)
+        y = self.target_embedding(shift_right(target), target.positions, train=train)
         self_mask = Mask(target.segments, target.segments, causal=True)
         memory_mask = Mask(target.segments, source.segments)
 
@@ -94,7 +101,7 @@ class Transformer(nn.Module):
             return decoder(y, self_mask, memory, memory_mask, train=train), None
 
         y, _ = self._scan(layer, self.decoder, y, None)
-        return self.embedding.logits(y)
+        return self.target_embedding.logits(y)
 
     def encode(self, source: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S] -> memory [B S D], the encoder's output."""
@@ -127,7 +134,7 @@ class Transformer(nn.Module):
         """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
         index, (b, k) = cache["index"], tokens.shape
         max_length = cache["keys"].shape[3]
-        y = self.embedding(tokens, jnp.full((b, k), index), train=False, length=max_length)
+        y = self.target_embedding(tokens, jnp.full((b, k), index), train=False, length=max_length)
         seen = jnp.broadcast_to(jnp.arange(max_length) <= index, (b * k, max_length)).astype(jnp.int32)
         # Hypotheses of a sentence stand where queries stand: one look at the shared memory serves them all.
         memory_mask = Mask(jnp.ones((b, k), jnp.int32), cache["memory_segments"])
@@ -137,7 +144,7 @@ class Transformer(nn.Module):
 
         kept = {name: cache[name] for name in ("keys", "values", "memory_keys", "memory_values")}
         y, (keys, values) = self._scan(layer, self.decoder, y, kept)
-        return self.embedding.logits(y), {**cache, "index": index + 1, "keys": keys, "values": values}
+        return self.target_embedding.logits(y), {**cache, "index": index + 1, "keys": keys, "values": values}
 
     def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
         """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
@@ -165,7 +172,7 @@ class EncoderLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: "Mask", *, train: bool) -> jax.Array:
         """X [B S D] -> [B S D]."""
         keys, values = self.self_attention.keys_and_values(x)
-        x = self.residual_1(x, self.self_attention(x, keys, values, mask), train=train)
+        x = self.residual_1(x, self.self_attention(x, keys, values, mask, train=train), train=train)
         return self.residual_2(x, self.feed_forward(x), train=train)
 
 
@@ -185,9 +192,9 @@ class DecoderLayer(nn.Module):
     ) -> jax.Array:
         """Y [B T D], memory [B S D] -> [B T D]."""
         keys, values = self.self_attention.keys_and_values(y)
-        y = self.residual_1(y, self.self_attention(y, keys, values, self_mask), train=train)
+        y = self.residual_1(y, self.self_attention(y, keys, values, self_mask, train=train), train=train)
         keys, values = self.cross_attention.keys_and_values(memory)
-        y = self.residual_2(y, self.cross_attention(y, keys, values, memory_mask), train=train)
+        y = self.residual_2(y, self.cross_attention(y, keys, values, memory_mask, train=train), train=train)
         return self.residual_3(y, self.feed_forward(y), train=train)
 
     def step(
@@ -251,17 +258,16 @@ class Mask(NamedTuple):
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, observe: Callable[[jax.Array], Any] = lambda weights: None
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, change: Callable[[jax.Array], jax.Array] = lambda w: w
 ) -> jax.Array:
     """3.2.1, equation (1): softmax(q kᵀ / √d_k) v.
 
-    q [B T H k], k [B S H k], v [B S H v] -> [B T H v]. `observe` is handed the weights [B H T S].
+    q [B T H k], k [B S H k], v [B S H v] -> [B T H v]. The weights [B H T S] pass through `change`.
     A query that may see nothing (padding) gets the plain mean of the values, never a NaN.
     """
     scores = jnp.einsum("BTHk,BSHk->BHTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
     scores = jnp.where(mask.dense(), scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores)
-    observe(weights)
+    weights = change(jax.nn.softmax(scores))
     return jnp.einsum("BHTS,BSHv->BTHv", weights.astype(v.dtype), v)
 
 
@@ -277,18 +283,25 @@ class MultiHeadAttention(nn.Module):
         self.key = Linear("BSD,DHk->BSHk", sizes, c.dtype)
         self.value = Linear("BSD,DHv->BSHv", sizes, c.dtype)
         self.output = Linear("BTHv,HvD->BTD", sizes, c.dtype)
+        self.dropout = Dropout(c.p_attention)
 
     def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """X [B S D] -> keys [B S H k], values [B S H v]."""
         return self.key(x), self.value(x)
 
-    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, train: bool = False
+    ) -> jax.Array:
         """Queries from x [B T D] over keys [B S H k] and values [B S H v] -> [B T D].
 
         The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable.
         """
-        heads = attention(self.query(x), keys, values, mask, observe=lambda w: self.sow("intermediates", "weights", w))
-        return self.output(heads)
+
+        def change(weights: jax.Array) -> jax.Array:
+            self.sow("intermediates", "weights", weights)
+            return self.dropout(weights, train=train)
+
+        return self.output(attention(self.query(x), keys, values, mask, change))
 
 
 class Linear(nn.Module):
@@ -335,14 +348,15 @@ class FeedForward(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One matrix for source tokens, target tokens and the projection before the softmax."""
+    """One matrix for source tokens, target tokens and the projection before the softmax; or one of two: see above."""
 
     config: TransformerConfig
+    vocab_size: int
 
     def setup(self) -> None:
         c = self.config
         init = named(nn.initializers.normal(c.d_model**-0.5), "VD")
-        self.table = self.param("table", init, (c.vocab_size, c.d_model))
+        self.table = self.param("table", init, (self.vocab_size, c.d_model))
         if c.positions == "learned":
             init = named(nn.initializers.normal(c.d_model**-0.5), "TD")
             self.positions = self.param("positions", init, (c.max_length, c.d_model))

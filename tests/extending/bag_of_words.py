@@ -19,6 +19,7 @@ class BagOfWordsConfig:
     vocab_size: Count = 1000  # V: word pieces shared by source and target
     d_model: Count = 64  # d_model: width of the embeddings
     longest = None  # a sentence may have any number of tokens
+    target_vocab_size = 0  # it knows tasks with a shared vocabulary only
 
     def build(self) -> "BagOfWords":
         """The module."""

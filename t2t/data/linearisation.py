@@ -1,0 +1,187 @@
+"""Trees as sequences of tokens, and back (Vinyals et al. 2015): (S (NP PRP )NP (VP VBZ )VP . )S
+
+A token opens a constituent, closes one, or is a leaf's tag; the outer TOP and the words are left out.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from t2t.batch import EOS, PAD, UNK
+from t2t.errors import UserError
+from t2t.trees import TOP, BrokenTree, Tree, parse, walk
+
+ANY = "XX"  # the tag of all words when tags are left out
+# These keep their tags then: EVALB tells by them which words it ignores.
+PUNCTUATION = {",", ":", "``", "''", "."}
+SPECIAL = {PAD: "<pad>", EOS: "<eos>", UNK: "<unk>"}
+OPEN, CLOSE, LEAF = "open", "close", "leaf"
+
+
+def kind(token: str) -> Literal["open", "close", "leaf"]:
+    """Whether a token opens a constituent, closes one, or is a leaf's tag."""
+    return OPEN if token[0] == "(" else CLOSE if token[0] == ")" else LEAF
+
+
+@dataclasses.dataclass(frozen=True)
+class Linearisation:
+    """How trees become tokens."""
+
+    tags: Literal["keep", "XX"] = "keep"  # part-of-speech tags: as they are, or XX for all but punctuation
+
+    def tokens(self, tree: Tree) -> list[str]:
+        """The tree's tokens. Its outer label must be TOP, as cleaning makes it."""
+        found = []
+        for node, entering in walk(tree):
+            if node.word:
+                found.append(self.tag(node.label))
+            elif node is not tree:
+                found.append(f"({node.label}" if entering else f"){node.label}")
+        return found
+
+    def tag(self, tag: str) -> str:
+        """A leaf's token."""
+        return tag if self.tags == "keep" or tag in PUNCTUATION else ANY
+
+
+def restore(tokens: Sequence[str], words: Sequence[str]) -> Tree:
+    """The inverse of `Linearisation.tokens`: the tree of `tokens` over `words`.
+
+    Raises:
+        ValueError: the tokens are no tree, or have not as many leaves as there are words.
+    """
+    open_: list[tuple[str, list[Tree]]] = [(TOP, [])]
+    left = list(reversed(words))
+    for token in tokens:
+        match kind(token):
+            case "open":
+                open_.append((token[1:], []))
+            case "leaf" if left:
+                open_[-1][1].append(Tree(token, word=left.pop()))
+            case "close" if len(open_) > 1 and open_[-1][0] == token[1:] and open_[-1][1]:
+                label, children = open_.pop()
+                open_[-1][1].append(Tree(label, tuple(children)))
+            case _:
+                raise ValueError(f"{token} cannot stand here")
+    if len(open_) > 1 or left or not words:
+        raise ValueError(f"{len(open_) - 1} constituents are open and {len(left)} words are left at the end")
+    return Tree(TOP, tuple(open_[0][1]))
+
+
+def repair(tokens: Sequence[str], words: Sequence[str]) -> Tree:
+    """A tree over `words` that follows `tokens` as far as they make sense.
+
+    A closing token closes the innermost constituent of its label and all inside it, or nothing if there is none; a
+    leaf too many is left out, missing ones are tagged XX under the outermost constituent; empty constituents vanish.
+    """
+    open_: list[tuple[str, list[Tree]]] = [(TOP, [])]
+    left = list(reversed(words))
+
+    def close() -> None:
+        label, children = open_.pop()
+        if children:
+            open_[-1][1].append(Tree(label, tuple(children)))
+
+    for token in tokens:
+        if kind(token) == OPEN:
+            open_.append((token[1:], []))
+        elif kind(token) == LEAF:
+            if left:
+                open_[-1][1].append(Tree(token, word=left.pop()))
+        elif token[1:] in (label for label, _ in open_[1:]):
+            while open_[-1][0] != token[1:]:
+                close()
+            close()
+    while len(open_) > 2:
+        close()
+    open_[-1][1].extend(Tree(ANY, word=word) for word in reversed(left))
+    if len(open_) > 1:
+        close()
+    return Tree(TOP, tuple(open_[0][1]))
+
+
+# ------------------------------------------------------------------------------ Tokens as numbers
+
+
+class Alphabet(NamedTuple):
+    """What a tree vocabulary consists of."""
+
+    size: int  # rows of the model's table; more than there are tokens is no harm
+    tokens: tuple[str, ...]  # of trees, the most frequent first; the first has the id 3
+    linearisation: Linearisation
+
+
+class TreeVocabulary:
+    """Trees to token ids and back. Ids 0, 1 and 2 are padding, end of tree and unknown."""
+
+    def __init__(self, alphabet: Alphabet) -> None:
+        """Raises UserError when `size` has no room for all tokens."""
+        self.alphabet = alphabet
+        self.tokens = [*SPECIAL.values(), *alphabet.tokens]
+        if len(self.tokens) > alphabet.size:
+            raise UserError(
+                f"--model.target_vocab_size {alphabet.size} is too few for the trees: at least {len(self.tokens)}"
+            )
+        self._ids = {token: i for i, token in enumerate(self.tokens) if i >= len(SPECIAL)}
+
+    @classmethod
+    def of(cls, counts: Counter[str], size: int, linearisation: Linearisation) -> "TreeVocabulary":
+        """A vocabulary of all tokens in `counts`, and of the closing token of each that opens."""
+        if not counts:
+            raise UserError("no trees to make a vocabulary from")
+        return cls(Alphabet(size, tuple(sorted(counts, key=lambda token: (-counts[token], token))), linearisation))
+
+    @classmethod
+    def loads(cls, text: bytes, where: str) -> "TreeVocabulary":
+        """The inverse of `model`; raises UserError for anything else."""
+        try:
+            found = json.loads(text)
+            size, tokens = int(found["size"]), tuple(map(str, found["tokens"]))
+            return cls(Alphabet(size, tokens, Linearisation(found["tags"])))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where} is not a vocabulary of trees") from None
+
+    @property
+    def model(self) -> bytes:
+        """All there is to it, as JSON."""
+        size, tokens, linearisation = self.alphabet
+        return json.dumps({"size": size, "tags": linearisation.tags, "tokens": tokens}, indent=1).encode()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `model`."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def __len__(self) -> int:
+        return self.alphabet.size
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each bracketed tree, EOS at the end of each; a blank line is EOS alone.
+
+        Raises:
+            UserError: a text is no tree.
+        """
+        return [[*(self._ids.get(token, UNK) for token in self._tokens(text)), EOS] for text in texts]
+
+    def _tokens(self, text: str) -> list[str]:
+        if not text.strip():
+            return []
+        try:
+            return self.alphabet.linearisation.tokens(parse(text))
+        except BrokenTree as error:
+            raise UserError(f"not a tree: {text[:60]!r}: {error.reason}") from None
+
+    def decode(self, ids: list[int]) -> str:
+        """The tokens of ids between spaces, up to the first EOS; an id that is none of a tree's is left out."""
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        return " ".join(self.tokens[i] for i in ids if len(SPECIAL) <= i < len(self.tokens))
+
+
+def count_tokens(texts: Iterable[str], linearisation: Linearisation, counts: Counter[str]) -> Counter[str]:
+    """Adds the tokens of bracketed trees to `counts`."""
+    for text in texts:
+        counts.update(linearisation.tokens(parse(text)))
+    return counts
