@@ -406,7 +406,7 @@ def brackets(args: Args) -> None:
     found = brackets.statistics(_trees(args.test, test), _trees(args.gold, gold))
     if errors := found.errors():
         named = ", ".join(map(str, errors[:10])) + (f" and {len(errors) - 10:,} more" if errors[10:] else "")
-        say(f"errors: {args.test} has other words than {args.gold}, and no score counts them, in line {named}")
+        say(f"errors, which no score counts: {args.test} has other words than {args.gold} in line {named}")
     sections = found, found.short()
     if args.json:
         every, short = map(_bracket_facts, sections)
