@@ -397,6 +397,53 @@ def bleu(args: Args) -> None:
         _print_scores(found)
 
 
+def brackets(args: Args) -> None:
+    """t2t brackets"""
+    from t2t.data.corpora import parallel
+    from t2t.metrics import brackets
+    from t2t.progress import say
+
+    gold, test = zip(*parallel(Path(args.gold), Path(args.test)), strict=True)
+    found = brackets.statistics(_trees(args.test, test), _trees(args.gold, gold))
+    if errors := found.errors():
+        named = ", ".join(map(str, errors[:10])) + (f" and {len(errors) - 10:,} more" if errors[10:] else "")
+        say(f"errors, which no score counts: {args.test} has other words than {args.gold} in line {named}")
+    sections = found, found.short()
+    if args.json:
+        every, short = map(_bracket_facts, sections)
+        print(json.dumps({**every, f"length_{brackets.SHORT}": short}, indent=1))
+    else:
+        _print_brackets(sections)
+
+
+def _trees(path: str, lines: Sequence[str]) -> Any:
+    from t2t.metrics import brackets
+    from t2t.trees import BrokenTree
+
+    try:
+        return brackets.read(lines)
+    except BrokenTree as error:
+        raise UserError(f"{path}, line {error.line}: {error.reason}") from None
+
+
+def _bracket_facts(found: Any) -> dict[str, Any]:
+    total, scores = found.total(), found.scores()
+    values = {name: score.score for name, score in scores.items()}
+    counts = {"sentences": total.sentences, "skipped": total.skipped, "errors": total.errors}
+    f1 = scores["f1"]
+    return {**values, "low": f1.low, "high": f1.high, **counts, "signature": f1.signature}
+
+
+def _print_brackets(sections: Sequence[Any]) -> None:
+    print(f"{'':<21} {'all':>8} {'len<=40':>8}")
+    totals = [section.total() for section in sections]
+    for title, name in EVALB.items():
+        values = [getattr(total, name) for total in totals]
+        print(f"{title:<21}", *(f"{value:8.2f}" if isinstance(value, float) else f"{value:8}" for value in values))
+    for f1 in (section.scores()["f1"] for section in sections):
+        print(f"Bracketing FMeasure   [{f1.low:.2f}, {f1.high:.2f}] ({f1.signature})")
+
+
 # ------------------------------------------------------------------------------ What there is
 
 NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
@@ -406,6 +453,20 @@ LAST = {"default": "1", "metavar": "N", "help": "use the mean of the last N chec
 AVERAGE = Option("--average", LAST)
 BEAM = Option("--beam", {"metavar": "K", "help": "hypotheses kept a sentence; 1 is greedy decoding"})
 ALPHA = Option("--alpha", {"metavar": "A", "help": "exponent of the length penalty"})
+EVALB = {
+    "Number of sentence": "sentences",
+    "Error sentence": "errors",
+    "Skip sentence": "skipped",
+    "Valid sentence": "valid",
+    "Bracketing Recall": "recall",
+    "Bracketing Precision": "precision",
+    "Bracketing FMeasure": "f1",
+    "Complete match": "complete_match",
+    "Average crossing": "crossing",
+    "No crossing": "no_crossing",
+    "2 or less crossing": "two_crossing",
+    "Tagging accuracy": "tagging_accuracy",
+}  # its lines of the summary, and what they are in t2t.metrics.brackets
 SPLIT = Option("--split", {"choices": ["train", "dev", "test"], "default": "test", "help": "default: test"})
 
 VERBS = (
@@ -524,6 +585,16 @@ VERBS = (
                     "help": "what was translated; the paper's reading splits hyphens from en into de; default: en",
                 },
             ),
+            JSON,
+        ),
+    ),
+    Verb(
+        "brackets",
+        "EVALB's scores (COLLINS.prm) of a file of trees against a file of gold trees, with intervals",
+        brackets,
+        (
+            Option("gold", {"metavar": "GOLD", "help": "bracketed trees, one a line; .gz and .xz too"}),
+            Option("test", {"metavar": "TEST", "help": "the same, of what is scored; a blank line is a skipped one"}),
             JSON,
         ),
     ),
