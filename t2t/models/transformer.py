@@ -18,7 +18,7 @@ import numpy as np
 
 from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
-from t2t.knobs import Count, Probability, Range
+from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
 from t2t.sharding import constrain, named
 
@@ -30,9 +30,7 @@ class TransformerConfig:
     """The columns of Table 3 under their names there; the defaults are its row "base"."""
 
     vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: pieces of both sides; paper: 37,000 EN-DE, 32,000 EN-FR
-    target_vocab_size: Annotated[int, Range(low=0)] = (
-        0  # V of targets with a vocabulary of their own; 0: shared, as in the paper
-    )
+    target_vocab_size: Whole = 0  # V: tokens of targets with a vocabulary of their own; 0: shared, as in the paper
     num_layers: Count = 6  # N: layers of the encoder, and of the decoder; paper: 6
     d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output; paper: 512, big 1024
     d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer; paper: 2048, big 4096
