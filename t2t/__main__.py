@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace as Args
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from t2t.arguments import IDENTITY, OF_A_RUN, Option, Verb, build_parser, parse
 from t2t.errors import UserError
@@ -59,6 +59,8 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     if twice := given.keys() & args.overrides.keys():
         raise UserError(f"--{twice.pop()} is given twice")
     tree = experiment.override(kept, {**given, **args.overrides})
+    if tree.task.linearisation != kept.task.linearisation:
+        raise UserError("--task.tags cannot change in a trained run: its vocabulary has no others")
     compilation.keep_compiled()
     memory.keep_freed_memory()
     params, steps = checkpoint.load_params(found.checkpoints, kept, average)
@@ -207,7 +209,8 @@ def _final_evaluation(run: Any, tree: Any) -> None:
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
         print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
     print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
-    print(f'try next      echo "Where is the station?" | t2t translate {run.folder} --average {average}')
+    example, verb = ("Trees grow .", "parse") if tree.task.linearisation else ("Where is the station?", "translate")
+    print(f'try next      echo "{example}" | t2t {verb} {run.folder} --average {average}')
     print(f"              t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
     print(f"              t2t show {tree.name}")
 
@@ -222,6 +225,8 @@ def _print_evaluation(found: dict[str, Any]) -> None:
     print(f"{found['split']} split, weights: {_how(found)}")
     print(f"perplexity    {found['perplexity']:.2f} per token, unsmoothed")
     _print_scores(found["scores"])
+    if repaired := found["outputs"].get("repaired"):
+        print(f"repaired      {repaired:,} outputs were no trees over their sentences' words")
     print(f"outputs       {found['folder']}")
 
 
@@ -263,7 +268,7 @@ def evaluate(args: Args) -> None:
 
 def translate(args: Args) -> int:
     """t2t translate"""
-    from t2t import translate
+    from t2t import lines, translate
     from t2t.decode import SamplingConfig
     from t2t.experiment import override
     from t2t.progress import say
@@ -274,13 +279,33 @@ def translate(args: Args) -> int:
         raise UserError(f"--{next(iter(given))} goes with --sample")
     if args.sample and (args.beam or args.alpha):
         raise UserError("--beam and --alpha search for the best output; with --sample it is drawn")
-    if sys.stdin is None:
-        raise UserError("standard input is closed: lines to translate are read from it")
+    stdin = _stdin()
     sampling = override(SamplingConfig(), given) if args.sample else None
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
     wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
     _, tree, vocabulary, params, _ = _loaded(args)
-    return translate.stream(tree, vocabulary, params, wanted, sys.stdin.buffer, sys.stdout, say)
+    work = translate.Translating(tree, vocabulary, wanted, say)
+    return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise UserError("standard input is closed: lines are read from it")
+    return sys.stdin.buffer
+
+
+def parse_lines(args: Args) -> int:
+    """t2t parse"""
+    from t2t import lines, parse
+    from t2t.progress import say
+
+    stdin, wanted = _stdin(), parse.ParsingConfig(args.raw, args.pretty, args.svg or "")
+    _, tree, vocabulary, params, _ = _loaded(args)
+    work = parse.Parse(tree, vocabulary, wanted, say)
+    code = lines.stream(tree, params, work, None, stdin, sys.stdout, say)
+    if work.repaired:
+        say(f"{work.repaired:,} outputs were no trees over their sentences' words, and were repaired")
+    return code
 
 
 def score(args: Args) -> None:
@@ -547,6 +572,21 @@ VERBS = (
         "run",
     ),
     Verb(
+        "parse",
+        "parse lines from standard input, words between spaces, to standard output: a tree a line, in order",
+        parse_lines,
+        (
+            RUN,
+            AVERAGE,
+            BEAM,
+            ALPHA,
+            Option("--raw", {"action": "store_true", "help": "the lines are raw text: split it into words first"}),
+            Option("--pretty", {"action": "store_true", "help": "draw the trees, in place of a line of brackets each"}),
+            Option("--svg", {"metavar": "DIR", "help": "write a picture of each tree, DIR/000001.svg for line 1"}),
+        ),
+        "run",
+    ),
+    Verb(
         "score",
         "log-probability (nats) of each line of TARGET as a translation of the same line of SOURCE",
         score,
@@ -563,7 +603,7 @@ VERBS = (
         "a table of the paper with our numbers beside its own, from run folders",
         report,
         (
-            Option("what", {"metavar": "WHAT", "help": "table2 or table3"}),
+            Option("what", {"metavar": "WHAT", "help": "table2, table3 or table4"}),
             Option("--runs", {"metavar": "DIR", "help": "where the run folders lie; default: runs"}),
             Option("--markdown", {"action": "store_true", "help": "a table of GitHub's Markdown"}),
             JSON,

@@ -33,12 +33,12 @@ class Stack(NamedTuple):
 class TreeAutomaton(NamedTuple):
     """The rules for a batch of sentences; all fields are arrays, so that one compiled search serves every batch."""
 
-    opens: jax.Array  # bool [V]: tokens that open a constituent
-    closes: jax.Array  # bool [V]
-    leaves: jax.Array  # bool [V]: tags
-    labels: jax.Array  # int32 [V]: of tokens that open or close, the same number for the same label
-    words: jax.Array  # int32 [B]: words of each sentence
-    max_openings: jax.Array  # int32: constituents that may begin in a row
+    opens: Any  # bool [V]: tokens that open a constituent
+    closes: Any  # bool [V]
+    leaves: Any  # bool [V]: tags
+    labels: Any  # int32 [V]: of tokens that open or close, the same number for the same label
+    words: Any  # int32 [B]: words of each sentence
+    max_openings: Any  # int32: constituents that may begin in a row
 
     def start(self, beams: int) -> Stack:
         """Before the first token, for `beams` hypotheses a sentence."""
@@ -92,10 +92,11 @@ class TreeConstraint:
         """The automaton for the sentences of these numbers, and empty rows after them."""
         words = np.zeros(rows, np.int32)
         words[: len(sentences)] = [self.words[i] for i in sentences]
-        return TreeAutomaton(*_tables(self.vocabulary), words, np.int32(self.max_openings))
+        return _automaton(self.vocabulary)._replace(words=words, max_openings=np.int32(self.max_openings))
 
 
-def _tables(vocabulary: TreeVocabulary) -> tuple[np.ndarray, ...]:
+def _automaton(vocabulary: TreeVocabulary) -> TreeAutomaton:
+    """The rules of a vocabulary, for no sentences."""
     kinds = ["" if i < len(SPECIAL) else kind(token) for i, token in enumerate(vocabulary.tokens)]
     kinds += [""] * (len(vocabulary) - len(kinds))
     names = {token[1:]: i for i, token in enumerate(vocabulary.tokens) if kinds[i] == OPEN}
@@ -103,7 +104,8 @@ def _tables(vocabulary: TreeVocabulary) -> tuple[np.ndarray, ...]:
     for i, token in enumerate(vocabulary.tokens):
         if kinds[i] in (OPEN, CLOSE):
             labels[i] = names[token[1:]]
-    return *(np.array([k == which for k in kinds]) for which in (OPEN, CLOSE, LEAF)), labels
+    opens, closes, leaves = (np.array([k == which for k in kinds]) for which in (OPEN, CLOSE, LEAF))
+    return TreeAutomaton(opens, closes, leaves, labels, np.zeros(0, np.int32), np.int32(0))
 
 
 def constraint_of(task: Task, vocabulary: Vocabularies, sources: list[str]) -> TreeConstraint | None:

@@ -342,7 +342,7 @@ def decode(
         rows = _rows(len(chosen), config.rows)
         for begin in range(0, len(chosen), rows):
             part = chosen[begin : begin + rows]
-            automaton = constraint and constraint.batch(part.tolist(), rows)
+            automaton = constraint.batch(part.tolist(), rows) if constraint else None
             batch = _Batch([sources[i] for i in part], draws[part], rows, int(length), automaton)
             found = _decode_batch(model, params, batch, config, sampling, longest)
             tokens, scores = jax.device_get(found)

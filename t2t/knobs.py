@@ -99,7 +99,7 @@ def read(text: str, declared: Any, path: str) -> Any:
         int: _read_int,
         float: float,
         float | None: lambda text: None if text == "None" else float(text),
-        bool: {"true": True, "false": False}.__getitem__,
+        bool: lambda text: {"true": True, "false": False}[text.lower()],  # as JSON, and as Python prints it
     }
     try:
         return check(spelled.get(base, str)(text), declared, path)

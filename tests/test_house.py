@@ -23,7 +23,7 @@ ROOT = Path(t2t.__file__).parent.parent
 ORDER = re.findall(
     r"\w+",
     "errors knobs trees batch sharding models loss optimizer metrics data decode constraints experiment run checkpoint "
-    "evaluate translate train cost report compilation memory progress arguments __main__",
+    "evaluate lines translate parse train cost report compilation memory progress arguments __main__",
 )  # low to high: a room imports itself and what stands before it
 
 

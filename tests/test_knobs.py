@@ -108,6 +108,7 @@ def test_range(limits, inside, outside):
         ("None", float | None, None),
         ("0", NonNegative, 0.0),
         ("true", bool, True),
+        ("True", bool, True),
         ("false", bool, False),
         ("cold", Literal["warm", "cold"], "cold"),
         ("12", str, "12"),

@@ -306,8 +306,8 @@ def test_batches_carry_sentences_that_end_in_eos(toy):
                 assert positions[segments == segment].tolist() == list(range(len(sentence)))
                 sentences += 1
         assert sentences > 10
-    for text, ids in zip(["ten cat", "sea"], prepared.vocabulary.encode(["ten cat", "sea"]), strict=True):
-        assert ids[-1] == EOS and ids.count(EOS) == 1 and prepared.vocabulary.decode(ids) == text
+    for text, ids in zip(["ten cat", "sea"], prepared.vocabulary.source.encode(["ten cat", "sea"]), strict=True):
+        assert ids[-1] == EOS and ids.count(EOS) == 1 and prepared.vocabulary.source.decode(ids) == text
 
 
 # ------------------------------------------------------------------------------ Section 6.1: search

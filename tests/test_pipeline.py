@@ -50,12 +50,12 @@ def test_batches_decode_to_the_right_pairs(path):
     task = translation(path)
     prepared = prepare(task, Sizes(SIZE), quiet)
     batches = TrainingBatches(prepared, CONFIG, seed=3)
-    lengths = [max(map(len, prepared.vocabulary.encode(list(pair)))) for pair in task.pairs("train")]
+    lengths = [max(map(len, prepared.vocabulary.source.encode(list(pair)))) for pair in task.pairs("train")]
     kept = [tuple(pair) for pair, n in zip(task.pairs("train"), lengths, strict=True) if n <= CONFIG.max_length]
     assert batches.epochs.left_out == 300 - len(kept) > 0
     for epoch in range(2):
         steps = range(epoch * len(batches.epochs), (epoch + 1) * len(batches.epochs))
-        seen = collections.Counter(pair for step in steps for pair in texts(batches[step], prepared.vocabulary))
+        seen = collections.Counter(pair for step in steps for pair in texts(batches[step], prepared.vocabulary.source))
         assert seen == collections.Counter(kept)
 
 

@@ -69,7 +69,7 @@ def test_prepared_once(path, cache, monkeypatch):
     assert second.folder == first.folder
     assert second.report == first.report
     assert second.fingerprint == first.fingerprint
-    assert second.vocabulary.model == first.vocabulary.model
+    assert second.vocabulary.source.model == first.vocabulary.source.model
 
 
 def sentences(prepared, name):
@@ -81,10 +81,10 @@ def sentences(prepared, name):
 def test_prepared_tokens_are_the_pairs(path):
     task = translation(path)
     prepared = prepare(task, Sizes(SIZE), quiet)
-    assert len(prepared.vocabulary) == SIZE
+    assert prepared.vocabulary.shared and len(prepared.vocabulary.source) == SIZE
     for name, texts in zip(("source", "target"), zip(*task.pairs("train"), strict=True), strict=True):
         ids = sentences(prepared, name)
-        assert ids == prepared.vocabulary.encode(list(texts))
+        assert ids == prepared.vocabulary.source.encode(list(texts))
         spread = prepared.report["lengths"][name]
         assert spread["tokens"] == sum(map(len, ids)) and spread["longest"] == max(map(len, ids))
         assert spread["50%"] == sorted(map(len, ids))[149]
@@ -202,7 +202,7 @@ def test_another_process_is_waited_for(path, cache):
     assert said == [f"another process is preparing {folder}; waiting for it"]
 
 
-@pytest.mark.parametrize("file", ["report.json", "vocabulary.model", "source.tokens", "target.lengths.npy"])
+@pytest.mark.parametrize("file", ["report.json", "shared.model", "source.tokens", "target.lengths.npy"])
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_a_damaged_folder_is_made_anew(path, file, harm):
     folder = prepare(translation(path), Sizes(SIZE), quiet).folder
@@ -228,7 +228,7 @@ def test_given_vocabulary_is_used(path, monkeypatch):
     file = model_file(path)
     monkeypatch.setattr(Vocabulary, "train", no_more)
     prepared = prepare(translation(path, vocabulary=file), Sizes(SIZE), quiet)
-    assert prepared.vocabulary.model == Path(file).read_bytes()
+    assert prepared.vocabulary.source.model == Path(file).read_bytes()
     Path(file).rename(path.with_name("moved"))
     again = prepare(translation(path, vocabulary=str(path.with_name("moved"))), Sizes(SIZE), no_more)
     assert again.folder == prepared.folder

@@ -234,7 +234,7 @@ def damage(run, kind):
     elif kind == "parts":
         run.record.write_text(json.dumps({**record, "parts": []}))
     elif kind == "vocabulary":
-        run.vocabulary.unlink()
+        (run.vocabulary / "shared.model").unlink()
     elif kind == "scores":
         scores.write_text("[]")
     elif kind == "perplexity":

@@ -151,7 +151,7 @@ def test_weights_refuse_another_vocabulary(toy, tmp_path):
     file.write_bytes(other)
     with pytest.raises(UserError, match="trained with another vocabulary"):
         quietly(experiment, tmp_path / "run")
-    where.vocabulary.write_bytes(other)
+    (where.vocabulary / "shared.model").write_bytes(other)
     with pytest.raises(UserError, match="not the vocabulary this run was trained with"):
         run.load(where.folder)
 
