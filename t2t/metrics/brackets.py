@@ -1,4 +1,4 @@
-"""Labelled bracket scores with the meaning of EVALB with COLLINS.prm, read from its evalb.c (F-measure: of 2006).
+"""Labelled bracket scores with the meaning of EVALB with COLLINS.prm, as its evalb.c computes them.
 
     f1, recall, precision  of labelled brackets in percent, all sentences together
     complete_match         percent of the sentences that have all brackets and no other
