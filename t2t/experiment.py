@@ -31,10 +31,10 @@ class Reported:
 
     perplexity: float | None = None  # per word piece, on the dev set
     bleu: float | None = None  # in the paper's reading
-    f1: float | None = None  # of labelled brackets, by EVALB
     parameters: float | None = None  # millions
     train_flops: float | None = None  # as the paper counts them
     hours: float | None = None  # of training on 8 P100s
+    f1: float | None = None  # of labelled brackets, by EVALB
 
 
 @dataclasses.dataclass(frozen=True)

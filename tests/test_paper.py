@@ -459,7 +459,8 @@ def test_table_2(name):
 
 def test_tables_hold_these_experiments_and_no_others():
     tables = {name: get(name).table for name in registered() if get(name).table}
-    assert tables == {**dict.fromkeys(TABLE_2, 2), **{f"table3_{row}": 3 for row in TABLE_3}}
+    others = {**dict.fromkeys(TABLE_2, 2), **dict.fromkeys(TABLE_4, 4)}
+    assert tables == {**others, **{f"table3_{row}": 3 for row in TABLE_3}}
 
 
 # ------------------------------------------------------------------------------ Table 3
@@ -517,6 +518,32 @@ def test_base_of_table_3_is_base_of_table_2_without_averaging_on_newstest2013():
     assert changed(get("ende_base"), get("table3_base")) == {"table": 3, "final_evaluation": "dev", "average": 1}
 
 
+# ------------------------------------------------------------------------------ Table 4
+
+TABLE_4 = {"wsj_only": (16_000, 91.3), "wsj_semi": (32_000, 92.7)}  # pieces, F1 on section 23
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_table_4(name):
+    e, base = get(name), get("ende_base")
+    pieces, f1 = TABLE_4[name]
+    assert (e.model.vocab_size, e.model.num_layers, e.model.d_model, e.paper.f1) == (pieces, 4, 1024, f1)
+    assert (e.decoding.beam, e.decoding.alpha, e.decoding.extra_length) == (21, 0.3, 300)
+    # "All other parameters remained unchanged from the English-to-German base": also h, and so d_k = d_model / h.
+    for path in ("model.num_heads", "model.d_ff", "model.positions", "label_smoothing", "train_steps", "average"):
+        assert knob(e, path) == knob(base, path), path
+    assert e.model.d_k == e.model.d_v == e.model.d_model // e.model.num_heads
+    # Chosen on section 22, and not printed: those of the authors' first code.
+    assert (e.model.p_drop, e.model.p_attention, e.optimizer.warmup_steps) == (0.2, 0.2, 16_000)
+    assert e.model.target_vocab_size == 2**9 and e.batching.max_length == 512
+    assert e.final_evaluation == "test" and e.task.constrained
+
+
+def test_attention_weights_are_dropped_in_parsing_alone():
+    dropping = {name for name, e in registered().items() if e.model.p_attention}
+    assert dropping == set(TABLE_4)
+
+
 # ------------------------------------------------------------------------------ Parameters
 
 
@@ -543,6 +570,10 @@ COUNTS = {
     "own_base": 60_485_632,
     "own_small": 7_568_384,
     "quickstart": 915_456,
+    "wsj_only": 100_859_904,
+    "wsj_semi": 117_243_904,
+    "craft": 3_717_888,
+    "parse_quickstart": 1_187_840,
     "enfr_base": 60_485_632,
     "ende_big": 214_171_648,
     "enfr_big": 209_051_648,
@@ -564,7 +595,8 @@ COUNTS = {
 def test_parameters(name):
     m = get(name).model
     learned = m.max_length if m.positions == "learned" else 0
-    expected = by_the_paper(m.vocab_size, m.num_layers, m.d_model, m.d_ff, m.num_heads, m.d_k, m.d_v, learned)
+    pieces = m.vocab_size + m.target_vocab_size
+    expected = by_the_paper(pieces, m.num_layers, m.d_model, m.d_ff, m.num_heads, m.d_k, m.d_v, learned)
     same = dataclasses.replace(m, p_drop=0.1, dtype="float32")  # has no part in it
     assert parameters(same) == expected == COUNTS[name]
 

@@ -58,12 +58,27 @@ ende_big|EN-DE|28.4|2.3e19
 enfr_base|EN-FR|38.1|3.3e18
 enfr_big|EN-FR|41.8|2.3e19
 """
+# Parser, training, F1.
+TABLE4 = """
+Vinyals & Kaiser et al. 2014|WSJ only|88.3
+Vinyals & Kaiser et al. 2014|semi-supervised|92.1
+Petrov et al. 2006|WSJ only|90.4
+Zhu et al. 2013|WSJ only|90.4
+Zhu et al. 2013|semi-supervised|91.3
+Dyer et al. 2016, discriminative|WSJ only|91.7
+Huang & Harper 2009|semi-supervised|91.3
+McClosky et al. 2006|semi-supervised|92.1
+Luong et al. 2015|multi-task|93.0
+Dyer et al. 2016, generative|generative|93.3
+wsj_only|WSJ only|91.3
+wsj_semi|semi-supervised|92.7
+"""
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two rows of Table 3 and one of Table 2, so that few models are traced."""
-    known = {name: get(name) for name in ("table3_base", "table3_c_ff4096", "ende_base", "quickstart")}
+    """Two rows of Table 3, one of Table 2 and one of Table 4, so that few models are traced."""
+    known = {name: get(name) for name in ("table3_base", "table3_c_ff4096", "ende_base", "quickstart", "wsj_only")}
     monkeypatch.setattr(experiment, "registered", lambda: known)
 
 
@@ -77,20 +92,26 @@ def make(tmp_path, prepared, monkeypatch):
     """Makes run folders that were never trained, in runs/ of the working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def made(folder, tree, steps=(100_000,), split="dev", paper=25.31, decoding=None):
+    def made(folder, tree, steps=(100_000,), split="dev", paper=25.31, decoding=None, scores=None, constraint=None):
         run = runs.Run(tmp_path / "runs" / folder)
         if not run.record.is_file():
             runs.begin(run, tree, prepared, "2 x TestChip (cpu)", 0)
-        scores = {"paper": paper, "sacrebleu": paper - 1, "chrf": 50.0}
+        scores = scores or {"paper": paper, "sacrebleu": paper - 1, "chrf": 50.0}
         summary = {
             "split": split,
             "perplexity": 5.125,
             "scores": {
-                name: {"score": score, "signature": SIGNATURES[name], "low": score - 0.5, "high": score + 0.5}
+                name: {
+                    "score": score,
+                    "signature": SIGNATURES.get(name, "evalb"),
+                    "low": score - 0.5,
+                    "high": score + 0.5,
+                }
                 for name, score in scores.items()
             },
             "checkpoints": list(steps),
             "decoding": {**dataclasses.asdict(tree.decoding), **(decoding or {})},
+            "constraint": constraint,
         }
         if steps:
             runs.write_evaluation(run, f"{split}-{len(steps)}-{steps[-1]}-{paper}", {}, summary)
@@ -140,7 +161,33 @@ def test_table2_is_the_papers(tmp_path):
     assert all(len(line) <= 140 for line in tables.text(found).splitlines())
 
 
+def test_table4_is_the_papers(tmp_path):
+    found = tables.rows("table4", tmp_path, print)
+    expected = [line.split("|") for line in TABLE4.strip().splitlines()]
+    names = [(row["experiment"] or row["system"], row["training"]) for row in found]
+    assert names == [(name, training) for name, training, _ in expected]
+    for row, (*_, f1) in zip(found, expected, strict=True):
+        assert (row["paper"]["f1"], row["split"], row["ours"]) == (number(f1), "test", None)
+        assert row["status"] == ("not run" if row["experiment"] else "the paper's")
+
+
 # ------------------------------------------------------------------------------ What stands in a row
+
+
+@pytest.mark.parametrize("constraint", [{"max_openings": 10}, None])
+def test_a_parser_stands_in_table4_if_it_was_constrained(rows, t2t, make, constraint):
+    scores = {"f1": 80.5, "recall": 80.25, "precision": 80.75}
+    tree = override(get("wsj_only"), {"task.treebank.folder": "elsewhere"})
+    make("parser", tree, split="test", scores=scores, constraint=constraint)
+    row = rows("table4")[0].wsj_only
+    if constraint:
+        assert (row["ours"]["scores"]["f1"]["score"], row["ours"]["changed"], row["changed"]) == (80.5, {}, [])
+        assert re.search(
+            r"^wsj_only +WSJ only +5.12 +91.3 +80.50 \[1\] +80.25", t2t("report", "table4")[1], re.MULTILINE
+        )
+    else:
+        changed = {"constraint": {"registered": {"max_openings": 10}, "run": None}}
+        assert row["ours"] is None and [each["changed"] for each in row["changed"]] == [changed]
 
 
 def test_a_run_stands_for_its_row(rows, make):
@@ -350,8 +397,8 @@ def test_no_number_of_ours_bears_a_bare_name(t2t, few, make, table, form):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     {
-        "tabel3": "no report 'tabel3'; did you mean table3 or table2?",
-        "xyz": "no report 'xyz'; allowed: table2, table3",
+        "tabel3": "no report 'tabel3'; did you mean table3 or table4 or table2?",
+        "xyz": "no report 'xyz'; allowed: table2, table3, table4",
         "table3 --markdown --json": "--markdown and --json are two forms of one report: give one of them",
         "table3 --run x": "no option '--run'; did you mean --runs or --json or --markdown?",
     }.items(),

@@ -1,4 +1,4 @@
-"""The paper's Tables 2 and 3 with our numbers beside its own, from what run folders say: nothing is trained or decoded.
+"""The paper's Tables 2, 3 and 4 with our numbers beside its own, from what run folders say: nothing is trained here.
 
 A run stands for a row when its experiment is the registered one, but for what says where it ran, how long and where its
 data lies. Any other run of that name is listed apart, with the knobs that differ.
@@ -13,18 +13,23 @@ from typing import Any
 from t2t import cost
 from t2t import experiment as experiments
 from t2t import run as runs
+from t2t.data.parsing import Parsing
 from t2t.data.translation import Translation
+from t2t.data.treebank import SemiSupervised
 from t2t.errors import UserError, unknown
 from t2t.experiment import RESUMABLE, Experiment, Reported
 from t2t.train import abstract_state
 
 Say = Callable[[str], None]
 RUNS = Path("runs")  # where `t2t train` puts run folders
-TABLES = {"table2": (2, "test"), "table3": (3, "dev")}  # number, and the split that it is about
-READINGS = ("paper", "sacrebleu")  # the scores that are shown; JSON has all
-WORDS = (("", "experiment"), ("", "pair"))  # the heads of columns that hold words, not numbers
+TABLES = {"table2": (2, "test"), "table3": (3, "dev"), "table4": (4, "test")}  # number, and the split that it is about
+BLEU = ("paper", "sacrebleu")
+READINGS = {2: BLEU, 3: BLEU, 4: ("f1", "recall", "precision")}  # the scores that are shown by table; JSON has all
+KINDS = {2: "pair", 4: "training"}  # what beside its name tells a row from the others
+WORDS = (("", "experiment"), ("", "pair"), ("", "training"))  # the heads of columns that hold words, not numbers
 # Knobs that change no number but speed: those of a run's length and place, where data lies, how it is computed.
 HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "model.unroll"}
+HARMLESS |= {"task.treebank.folder", "task.treebank.gold.folder", "task.treebank.automatic"}
 
 # Table 2's other systems: into German, into French. Ensembles stand below single models, as on the page.
 SYSTEMS = {
@@ -38,9 +43,21 @@ SYSTEMS = {
     "ConvS2S ensemble": (Reported(bleu=26.36, train_flops=7.7e19), Reported(bleu=41.29, train_flops=1.2e21)),
 }
 
+# Table 4's other parsers: by training, F1 on section 23.
+PARSERS = {
+    "Vinyals & Kaiser et al. 2014": {"WSJ only": 88.3, "semi-supervised": 92.1},
+    "Petrov et al. 2006": {"WSJ only": 90.4},
+    "Zhu et al. 2013": {"WSJ only": 90.4, "semi-supervised": 91.3},
+    "Dyer et al. 2016, discriminative": {"WSJ only": 91.7},
+    "Huang & Harper 2009": {"semi-supervised": 91.3},
+    "McClosky et al. 2006": {"semi-supervised": 92.1},
+    "Luong et al. 2015": {"multi-task": 93.0},
+    "Dyer et al. 2016, generative": {"generative": 93.3},
+}
+
 
 def rows(name: str, folder: Path | None, say: Say) -> list[dict[str, Any]]:
-    """The rows of "table2" or "table3" in the paper's order, as JSON has them.
+    """The rows of "table2", "table3" or "table4" in the paper's order, as JSON has them.
 
     `folder` is where run folders lie, None for RUNS, which need not exist. Each row has the "paper"'s numbers, and as
     "ours" those of the run that stands for it, or None: then "status" is "not run", or "not evaluated" on this table's
@@ -58,33 +75,42 @@ def rows(name: str, folder: Path | None, say: Say) -> list[dict[str, Any]]:
     number, split = TABLES[name]
     wanted = {each.name: each for each in experiments.registered().values() if each.table == number}
     found = _runs(folder or RUNS, wanted, split, say)
-    others = _systems() if number == 2 else ()
-    return [*others, *(_row(each, split, found[each.name], say) for each in wanted.values())]
+    return [*_others(number), *(_row(each, split, found[each.name], say) for each in wanted.values())]
 
 
-def _systems() -> Iterator[dict[str, Any]]:
-    for system, both in SYSTEMS.items():
-        for pair, paper in zip(("EN-DE", "EN-FR"), both, strict=True):
-            if paper != Reported():
-                yield {
-                    "experiment": None,
-                    "system": system,
-                    "table": 2,
-                    "split": "test",
-                    "pair": pair,
-                    "paper": dataclasses.asdict(paper),
-                    "parameters": None,
-                    "train_flops": None,
-                    "train_steps": None,
-                    "average": None,
-                    "status": "the paper's",
-                    "ours": None,
-                    "changed": [],
-                }
+def _others(table: int) -> Iterator[dict[str, Any]]:
+    """The rows of systems that the paper compares with."""
+    if table == 2:
+        for system, both in SYSTEMS.items():
+            for pair, paper in zip(("EN-DE", "EN-FR"), both, strict=True):
+                if paper != Reported():
+                    yield _other(2, system, pair, paper)
+    if table == 4:
+        for system, trained in PARSERS.items():
+            for training, f1 in trained.items():
+                yield _other(4, system, training, Reported(f1=f1))
+
+
+def _other(table: int, system: str, kind: str, paper: Reported) -> dict[str, Any]:
+    return {
+        "experiment": None,
+        "system": system,
+        "table": table,
+        "split": "test",
+        KINDS[table]: kind,
+        "paper": dataclasses.asdict(paper),
+        "parameters": None,
+        "train_flops": None,
+        "train_steps": None,
+        "average": None,
+        "status": "the paper's",
+        "ours": None,
+        "changed": [],
+    }
 
 
 def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: Say) -> dict[str, Any]:
-    task, made = experiment.task, sorted((each for each in found if "steps" in each), key=_rank(experiment))
+    made = sorted((each for each in found if "steps" in each), key=_rank(experiment))
     *others, ours = [None, *(each for each in made if not each["changed"])]
     for other in filter(None, others):
         say(f"{experiment.name}: {other['run']} is not shown, evaluated at {other['steps']:,} steps")
@@ -95,7 +121,7 @@ def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: S
         "system": None,
         "table": experiment.table,
         "split": split,
-        "pair": f"{task.source}-{task.target}".upper() if isinstance(task, Translation) else None,
+        **_kind(experiment),
         "paper": dataclasses.asdict(experiment.paper),
         "parameters": cost.parameters(abstract_state(experiment)),
         "train_flops": per_step and per_step * experiment.train_steps,
@@ -105,6 +131,13 @@ def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: S
         "ours": ours and {**ours, "train_flops": per_step and per_step * ours["steps"]},
         "changed": [each for each in made if each["changed"]],
     }
+
+
+def _kind(experiment: Experiment) -> dict[str, str | None]:
+    task = experiment.task
+    if isinstance(task, Parsing):
+        return {"training": "semi-supervised" if isinstance(task.treebank, SemiSupervised) else "WSJ only"}
+    return {"pair": f"{task.source}-{task.target}".upper() if isinstance(task, Translation) else None}
 
 
 # ------------------------------------------------------------------------------ Run folders
@@ -155,6 +188,8 @@ def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dic
         for name, value in summary["decoding"].items()
         if name != "rows" and decoding.get(name) != value  # rows: how many at a time
     }
+    if (before := _constraint(registered)) != (now := summary.get("constraint")):
+        decoded["constraint"] = before, now
     return {
         "evaluation": str(evaluation.folder),
         "perplexity": float(summary["perplexity"]),
@@ -163,6 +198,12 @@ def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dic
         "averaged": len(summary["checkpoints"]),
         "changed": {path: {"registered": there, "run": here} for path, (there, here) in {**changed, **decoded}.items()},
     }
+
+
+def _constraint(registered: Experiment) -> dict[str, Any] | None:
+    """What evaluations of an experiment as it is registered say of the constraint of their outputs."""
+    task = registered.task
+    return {"max_openings": task.max_openings} if isinstance(task, Parsing) and task.constrained else None
 
 
 def _score(found: dict[str, Any]) -> dict[str, Any]:
@@ -210,27 +251,30 @@ def _title(found: list[dict[str, Any]]) -> str:
 def _marks(found: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """A footnote, such as "[1]", for each name of a score that is shown and its signature."""
     shown = [each["scores"] for row in found for each in (row["ours"], *row["changed"]) if each]
-    keys = [(name, scores[name]["signature"]) for name in READINGS for scores in shown if name in scores]
+    names = READINGS[found[0]["table"]]
+    keys = [(name, scores[name]["signature"]) for name in names for scores in shown if name in scores]
     return {key: f"[{i}]" for i, key in enumerate(dict.fromkeys(keys), 1)}
 
 
 def _cells(row: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
     """A row's cells by the heads of their columns, which are of two lines."""
-    second, paper, ours = row["table"] == 2, row["paper"], row["ours"]
+    table, paper, ours = row["table"], row["paper"], row["ours"]
+    readings, metric = READINGS[table], "F1" if table == 4 else "BLEU"
     cells = {("", "experiment"): row["experiment"] or row["system"]}
-    if second:
-        cells["", "pair"] = row["pair"] or ""
-    else:
+    if table in KINDS:
+        cells["", KINDS[table]] = row[KINDS[table]] or ""
+    if table == 3:
         cells["paper's", "PPL"] = _number(paper["perplexity"], ".2f")
     cells["ours:", "PPL"] = _number(ours and ours["perplexity"], ".2f")
-    cells["paper's", "BLEU"] = _number(paper["bleu"], "")
-    for name in READINGS:
+    cells["paper's", metric] = _number(paper[metric.lower()], "")
+    for name in readings:
         cells["ours:", name] = _reading(ours, name, marks) if ours else ""
     if row["experiment"] and not ours:
-        cells["ours:", READINGS[0]] = row["status"]
-    cells["paper's", "params, M"] = _number(paper["parameters"], "g")
+        cells["ours:", readings[0]] = row["status"]
+    if table != 4:
+        cells["paper's", "params, M"] = _number(paper["parameters"], "g")
     cells["ours:", "params, M"] = _millions(row["parameters"])
-    if second:
+    if table == 2:
         cells["paper's", "FLOPs"] = _flops(paper["train_flops"])
         cells["ours:", "FLOPs"] = _flops((ours or row)["train_flops"])
     cells["", "steps"] = _expected(ours["steps"], row["train_steps"]) if ours else ""
@@ -264,9 +308,12 @@ def _below(found: list[dict[str, Any]], marks: Mapping[tuple[str, str], str]) ->
     """What stands below a table, in paragraphs: signatures; how runs were made; those that are no row; notes."""
     signatures = [f"{mark} {name}: {signature}" for (name, signature), mark in marks.items()]
     made = [_made(row["experiment"], each) for row in found for each in (row["ours"], *row["changed"]) if each]
-    changed = [_changed(row["experiment"], each, marks) for row in found for each in row["changed"]]
+    table = found[0]["table"]
+    changed = [_changed(row["experiment"], each, marks, table) for row in found for each in row["changed"]]
     notes = ["PPL: perplexity per piece of our vocabulary; the paper's compares with it only if its own is the same"]
-    if found[0]["table"] == 2:
+    if table == 4:
+        notes = ["PPL: perplexity per token of the linearised trees; the paper has none"]
+    if table == 2:
         notes += [
             "FLOPs: the paper's are hours x devices x their sustained rate; ours as `t2t cost` counts a run's steps",
             "ByteNet to ConvS2S ensemble: the paper's figures for systems that it compares with; they are not run here",
@@ -282,10 +329,10 @@ def _made(experiment: str, run: dict[str, Any]) -> str:
     return f"{experiment}: {run['run']}, {short}, {run['device']}{rate}"
 
 
-def _changed(experiment: str, run: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> str:
+def _changed(experiment: str, run: dict[str, Any], marks: Mapping[tuple[str, str], str], table: int) -> str:
     """A run that does not stand for its row: why not, and what it reached."""
     changed = ", ".join(f"{path} {pair['run']} (not {pair['registered']})" for path, pair in run["changed"].items())
-    scores = ", ".join(f"{name} {_reading(run, name, marks)}" for name in READINGS)
+    scores = ", ".join(f"{name} {_reading(run, name, marks)}" for name in READINGS[table])
     return (
         f"{experiment}: {run['run']}, changed: {changed}; PPL {run['perplexity']:.2f}, {scores}, "
         f"{_millions(run['parameters'])} M parameters, {run['steps']:,} steps, mean of {run['averaged']}"
