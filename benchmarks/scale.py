@@ -18,7 +18,7 @@ import numpy as np
 from t2t.data.batching import BatchingConfig
 from t2t.data.corpora import Embedded, Text
 from t2t.data.pipeline import TrainingBatches
-from t2t.data.prepare import prepare
+from t2t.data.prepare import Sizes, prepare
 from t2t.data.translation import Translation
 
 VOCAB_SIZE = 32_000
@@ -53,7 +53,7 @@ def main(count: int, folder: Path) -> None:
     found: dict[str, float] = {"pairs": count, "text_gb": text.stat().st_size / 1e9, "cores": os.cpu_count() or 0}
     begin, cpu = time.monotonic(), time.process_time()
     prepared = prepare(
-        Translation(Text(train=str(text)), "en", "de"), VOCAB_SIZE, lambda line: print(line, file=sys.stderr)
+        Translation(Text(train=str(text)), "en", "de"), Sizes(VOCAB_SIZE), lambda line: print(line, file=sys.stderr)
     )
     seconds = time.monotonic() - begin
     found |= {"prepare_seconds": seconds, "prepare_pairs_per_second": count / seconds, "prepare_peak_gb": peak()}

@@ -381,6 +381,24 @@ def report(args: Args) -> None:
         print(tables.markdown(found) if args.markdown else tables.text(found))
 
 
+def attention(args: Args) -> None:
+    """t2t attention"""
+    from t2t.knobs import Count, read
+    from t2t.report import attention
+    from t2t.run import write
+
+    if Path(args.out).suffix != ".svg":
+        raise UserError(f"--out {args.out}: a picture is an .svg file")
+    layer, head = (
+        None if n is None else read(n, Count, name) for name, n in (("layer", args.layer), ("head", args.head))
+    )
+    _, tree, vocabulary, params, _ = _loaded(args)
+    source, target, weights = attention.cross_attention(tree, vocabulary, params, args.text)
+    shown, name = attention.chosen(weights, layer, head)
+    write(Path(args.out), attention.picture(source, target, shown, f"decoder over source, {name}"))
+    print(args.out)
+
+
 def average(args: Args) -> None:
     """t2t average"""
     from t2t import checkpoint
@@ -608,6 +626,22 @@ VERBS = (
             Option("--markdown", {"action": "store_true", "help": "a table of GitHub's Markdown"}),
             JSON,
         ),
+    ),
+    Verb(
+        "attention",
+        "draw which source pieces the decoder looks at for each token of its best output",
+        attention,
+        (
+            RUN,
+            Option("--text", {"required": True, "help": "a line as it stands in the data"}),
+            Option("--out", {"required": True, "metavar": "FILE.svg", "help": "the picture to write"}),
+            Option("--layer", {"metavar": "N", "help": "the decoder's layer, from 1; default: the last"}),
+            Option("--head", {"metavar": "H", "help": "one head, from 1; default: the mean of all"}),
+            AVERAGE,
+            BEAM,
+            ALPHA,
+        ),
+        "run",
     ),
     Verb(
         "bleu",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 TOP = "TOP"  # the outer label, which no scorer counts
 OUTER = (TOP, "ROOT", "S1")  # what treebanks and parsers call it
 TRACE = "-NONE-"  # the tag of what is not said: traces, empty complementizers
-MAX_DEPTH = 250  # constituents inside one another; the deepest tree of the WSJ or CRAFT has some 40
+MAX_DEPTH = 400  # constituents inside one another; the deepest tree of the WSJ or CRAFT has some 40
 TOKEN = re.compile(r"[()]|[^\s()]+")
 
 

@@ -174,6 +174,10 @@ class TreeVocabulary:
         except BrokenTree as error:
             raise UserError(f"not a tree: {text[:60]!r}: {error.reason}") from None
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """The tokens as text, special ones included."""
+        return [self.tokens[i] for i in ids]
+
     def decode(self, ids: list[int]) -> str:
         """The tokens of ids between spaces, up to the first EOS; an id that is none of a tree's is left out."""
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
