@@ -3,7 +3,7 @@
     python benchmarks/right_branching.py craft dev
 
 Each word with all that follow it is a constituent. The outermost has the label that most sentences of the training
-split have, the others the label that is most frequent there. Tags are given, from the gold trees: EVALB tells punctuation
+split have, the others the label that is most frequent there. Tags are those of the gold trees: EVALB tells punctuation
 by them, so that without them hardly a sentence would count.
 """
 
