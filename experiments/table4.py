@@ -60,7 +60,7 @@ CRAFT = register(
         ),
         optimizer=OptimizerConfig(warmup_steps=1000),
         batching=BatchingConfig(tokens=2048, max_length=256, shapes=2),
-        decoding=DecodingConfig(beam=5, alpha=0.3, extra_length=300, rows=32),
+        decoding=DecodingConfig(beam=5, alpha=0.3, extra_length=150, rows=32),
         train_steps=8000,
         log_every=100,
         evaluate_every=600,

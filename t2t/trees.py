@@ -12,7 +12,8 @@ TOP = "TOP"  # the outer label, which no scorer counts
 OUTER = (TOP, "ROOT", "S1")  # what treebanks and parsers call it
 TRACE = "-NONE-"  # the tag of what is not said: traces, empty complementizers
 MAX_DEPTH = 400  # constituents inside one another; the deepest tree of the WSJ or CRAFT has some 40
-TOKEN = re.compile(r"[()]|[^\s()]+")
+# A whole leaf, as tag and word, or else a bracket or what stands between brackets: most of a tree is leaves.
+TOKEN = re.compile(r"\(\s*([^\s()]+)\s+([^\s()]+)\s*\)|([()]|[^\s()]+)")
 
 
 class Tree(NamedTuple):
@@ -75,8 +76,8 @@ def read(lines: Iterable[str]) -> Iterator[Tree]:
     reader = _Reader()
     for number, line in enumerate(lines, 1):
         reader.number = number
-        for token in TOKEN.findall(line):
-            done = reader.take(token)
+        for tag, word, token in TOKEN.findall(line):
+            done = reader.take(token) if token else reader.leaf(tag, word)
             if done:
                 yield done
     reader.end()
@@ -115,10 +116,18 @@ class _Reader:
         elif not self._open:
             raise BrokenTree(self.number, "a closing bracket without an opening one")
         else:
-            made = self._made(self._open.pop())
-            if not self._open:
-                return made
-            self._open[-1].children.append(made)
+            return self._done(self._made(self._open.pop()))
+        return None
+
+    def leaf(self, tag: str, word: str) -> Tree | None:
+        """A leaf further; itself when it is a tree of its own."""
+        self._check_room()
+        return self._done(Tree(tag, word=word))
+
+    def _done(self, made: Tree) -> Tree | None:
+        if not self._open:
+            return made
+        self._open[-1].children.append(made)
         return None
 
     def end(self) -> None:
@@ -128,11 +137,14 @@ class _Reader:
             raise BrokenTree(self.number, f"the text ends inside the tree that begins in line {first}")
 
     def _begin(self) -> None:
+        self._check_room()
+        self._open.append(_Open(self.number))
+
+    def _check_room(self) -> None:
         if len(self._open) == MAX_DEPTH:
             raise BrokenTree(self.number, f"more than {MAX_DEPTH} constituents inside one another")
         if self._open and len(self._open[-1].words) > 1:
             raise _untagged(self.number, self._open[-1].words[1])
-        self._open.append(_Open(self.number))
 
     def _word(self, token: str) -> None:
         if not self._open:

@@ -63,7 +63,8 @@ def picture(source: list[str], target: list[str], weights: np.ndarray, title: st
     """An SVG with a row for each target token, a column for each source piece; the darker, the more [T S] weighs."""
     left = 12 + LETTER * max(map(len, target))
     top = 34 + LETTER * max(map(len, source))
-    width, height = left + CELL * len(source) + 12, top + CELL * len(target) + 12
+    width = max(left + CELL * len(source), 12 + LETTER * len(title)) + 12
+    height = top + CELL * len(target) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="11">',
