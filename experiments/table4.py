@@ -1,7 +1,7 @@
 """Table 4: English constituency parsing, section 6.3; and what can be run without the Penn Treebank.
 
 The paper chose dropout, learning rate and beam on section 22, and prints the beam alone. Dropout and warmup here are
-those of the authors' first released code, the learning rate is the paper's formula; whoever has the Penn Treebank should
+those of the authors' first released code, the learning rate is the paper's formula: who has the Penn Treebank should
 choose both anew on section 22 (dev). All else is as in the EN-DE base model, so says the paper.
 """
 
