@@ -25,7 +25,7 @@ from t2t.trees import words
 # Opening and closing tokens in no order, and two rows of the table that belong to no token.
 TOKENS = (")NP", "NN", "(S", "(NP", "DT", ")S", "(VP", ")VP", ".")
 VOCABULARY = TreeVocabulary(Alphabet(len(TOKENS) + 5, TOKENS, Linearisation()))
-CONFIG = toys.config(target_vocab_size=len(VOCABULARY))
+CONFIG = toys.config(num_layers=1, target_vocab_size=len(VOCABULARY))
 MODEL = CONFIG.build()
 LENGTHS = [*range(1, 13), 3, 1]
 ROWS, MOST = 16, 16 + 40  # one shape, and so one compiled search for each width of the beam
@@ -227,7 +227,7 @@ def test_the_automaton_allows_what_begins_a_tree_and_nothing_else(sentence, limi
 @brute_cases
 def test_a_beam_that_holds_everything_finds_exactly_the_best(sentence, limit, openings):
     trees = all_trees(sentence, limit, openings)
-    config = toys.config(target_vocab_size=len(SMALL))
+    config = toys.config(num_layers=1, target_vocab_size=len(SMALL))
     weights, source = params(limit, config, 1.0), [3, 7, 5][:sentence]
     batch = toys.batch_of([([*source, EOS], [*tree, EOS]) for tree in trees], rows=300)
     forced = np.asarray(decode.forced_scores(config.build(), weights, batch))[: len(trees)]

@@ -137,7 +137,7 @@ def _sentence(rng) -> Tree:
         return noun if rng.random() < 0.7 else Tree("NP", (noun, phrase("of")))
 
     def phrase(word):
-        return Tree("PP", (leaf("IN", word), Tree("NP", (leaf("DT"), leaf("NN")))))
+        return Tree("PP", (leaf("IN", word), leaf("NN")))
 
     rest = [make() for make in (noun_phrase, lambda: phrase("with")) if rng.random() < 0.5]
     return Tree(TOP, (Tree("S", (noun_phrase(), Tree("VP", (leaf("VBZ"), *rest)), leaf("."))),))
@@ -157,14 +157,24 @@ def grammar(folder) -> Experiment:
         name="grammar",
         reports="nothing",
         task=Parsing(Trees(**{split: f"{split}.mrg" for split in ("train", "dev", "test")}, folder=str(folder))),
-        model=config(vocab_size=48, target_vocab_size=24, d_model=32, d_ff=64, num_heads=4, d_k=8, d_v=8, p_drop=0.0),
+        model=config(
+            vocab_size=48,
+            target_vocab_size=24,
+            num_layers=1,
+            d_model=32,
+            d_ff=64,
+            num_heads=4,
+            d_k=8,
+            d_v=8,
+            p_drop=0.0,
+        ),
         optimizer=OptimizerConfig(warmup_steps=40),
-        batching=BatchingConfig(tokens=1536, max_length=48, shapes=1),
-        decoding=DecodingConfig(beam=2, extra_length=40, rows=32),
+        batching=BatchingConfig(tokens=1024, max_length=32, shapes=1),
+        decoding=DecodingConfig(beam=2, extra_length=24, rows=4),
         mesh=MeshConfig(data=1),
-        train_steps=180,
-        log_every=60,
-        evaluate_every=60,
-        checkpoint_every=60,
+        train_steps=200,
+        log_every=100,
+        evaluate_every=200,
+        checkpoint_every=100,
         average=2,
     )
