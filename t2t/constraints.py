@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t.batch import EOS
-from t2t.data.linearisation import CLOSE, LEAF, OPEN, SPECIAL, TreeVocabulary, kind
+from t2t.data.linearisation import CLOSE, DEPTH, LEAF, OPEN, SPECIAL, TreeVocabulary, kind
 from t2t.data.parsing import Parsing
 from t2t.data.task import Task
 from t2t.data.vocabulary import Vocabularies
-from t2t.trees import MAX_DEPTH
-
-DEPTH = MAX_DEPTH - 2  # constituents inside one another in an output: with TOP and a leaf, what a tree file may have
 
 
 class Stack(NamedTuple):

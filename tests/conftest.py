@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from types import SimpleNamespace
 
 WORKER = "PYTEST_XDIST_WORKER"
 
@@ -33,12 +35,16 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture
-def t2t(capsys):
+def t2t(capsys, monkeypatch):
     """Runs a command line of this process: (exit code, standard output, standard error)."""
     from t2t.__main__ import main
 
-    def call(*words):
-        code = main([str(word) for word in words])
+    def call(*words, stdin=b""):
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+            code = main([str(word) for word in words])
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -8,7 +8,8 @@ T target length. Token 0 is PAD. Weights are plain dicts of arrays:
     norm           {"scale": [D], "bias": [D]}
     encoder layer  {"self": attention, "norm1": norm, "ffn": ffn, "norm2": norm}
     decoder layer  {"self": attention, "norm1": norm, "cross": attention, "norm2": norm, "ffn": ffn, "norm3": norm}
-    model          {"embedding": [V, D], "positions": None or [max_len, D], "encoder": [...], "decoder": [...]}
+    model          {"embedding": [V, D], "positions": None or [max_len, D], "encoder": [...], "decoder": [...],
+                    "target": None, or of targets with a vocabulary of their own {"embedding": ..., "positions": ...}}
 
 There is no dropout here: this is the function that the network computes at inference.
 """
@@ -111,16 +112,18 @@ def decode(model, memory, target):
     """Section 3.1, decoder: memory [S, D], target T token ids (EOS last) -> logits [T, V]; row t predicts target[t].
 
     The input is the target shifted right by one. It begins with a zero vector, which is what PAD embeds to, plus the
-    position of step 0. Logits are x E^T with the shared embedding E (section 3.4), no bias and no scale.
+    position of step 0. Logits are x E^T with the shared embedding E (section 3.4), no bias and no scale; E is the
+    targets' where they have one of their own.
     """
-    x = embed(model, [PAD, *target][:-1])
+    table = model["target"] or model
+    x = embed(table, [PAD, *target][:-1])
     no_later = np.tril(np.ones((len(target), len(target)), dtype=bool))
     everywhere = np.ones((len(target), len(memory)), dtype=bool)
     for layer in model["decoder"]:
         x = layer_norm(x + multi_head_attention(layer["self"], x, x, no_later), layer["norm1"])
         x = layer_norm(x + multi_head_attention(layer["cross"], x, memory, everywhere), layer["norm2"])
         x = layer_norm(x + feed_forward(layer["ffn"], x), layer["norm3"])
-    return x @ float64(model["embedding"]).T
+    return x @ float64(table["embedding"]).T
 
 
 def count_parameters(model):

@@ -5,13 +5,10 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
-from types import SimpleNamespace
 
 import pytest
 
 from t2t import experiment, train
-from t2t.__main__ import main
 from t2t.experiment import override
 
 
@@ -31,20 +28,6 @@ def run(toy, tmp_path_factory):
         lambda *_: None,
     )
     return str(folder)
-
-
-@pytest.fixture
-def t2t(capsys, monkeypatch):
-    def call(*words, stdin=b""):
-        with tempfile.TemporaryFile() as file:
-            file.write(stdin)
-            file.seek(0)
-            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
-            code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 # ------------------------------------------------------------------------------ Verbs
@@ -223,6 +206,8 @@ MISTAKES = {
     "prepare reversal --task.corpus.train {tmp}/trian.tsv": "no file {tmp}/trian.tsv; did you mean train.tsv",
     "prepare reversal --task.corpus.train {tmp}/empty.tsv": "{tmp}/empty.tsv is empty",
     "evaluate {run} --split dev --task.corpus.dev {tmp}/latin.tsv": "{tmp}/latin.tsv, line 2: not UTF-8",
+    "prepare reversal --model.target_vocab_size 20": "--model.target_vocab_size must be 0, not 20: both sides share",
+    "parse {run}": "this run does not parse: its outputs are text, by `t2t translate`",
     "train reversal --run {tmp}": "{tmp} is not empty and not a run folder",
     "train reversal --run {run} --model.d_ff 96": "{run} holds another experiment: model.d_ff is 64 there, 96 here",
     "train reversal --run {tmp}/empty.tsv/run": "cannot write",

@@ -14,12 +14,14 @@ from t2t.optimizer import OptimizerConfig
 PAIRS = [([5, 9, 3, 1], [7, 1]), ([4, 1], [11, 12, 13, 8, 1]), ([16, 3, 3, 8, 2, 1], [6, 5, 1])]
 
 
+@pytest.mark.parametrize("target_vocab_size", [0, 23])
 @pytest.mark.parametrize("positions", ["sinusoid", "learned"])
-def test_logits(positions):
-    config = toys.config(positions=positions, max_length=16)
+def test_logits(positions, target_vocab_size):
+    config = toys.config(positions=positions, max_length=16, target_vocab_size=target_vocab_size)
     batch, params = toys.batch_of(PAIRS), toys.params(config)
     ours = config.build().apply(params, batch.source, batch.target)
     theirs = toys.as_reference(params, config)
+    assert ours.shape[-1] == (target_vocab_size or 17) and (theirs["target"] is None) == (not target_vocab_size)
     for row, (source, target) in enumerate(PAIRS):
         expected = reference.decode(theirs, reference.encode(theirs, source), target)
         np.testing.assert_allclose(ours[row, : len(target)], expected, rtol=2e-4, atol=2e-4)

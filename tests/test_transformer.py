@@ -9,7 +9,8 @@ import toys
 
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import fill
-from t2t.models.transformer import TransformerConfig, shift_right
+from t2t.models.dropout import rows_from
+from t2t.models.transformer import Mask, MultiHeadAttention, TransformerConfig, shift_right
 from t2t.sharding import unboxed
 
 CONFIG = toys.config()
@@ -118,6 +119,64 @@ def dropout_shapes(jaxpr):
     return found
 
 
+ATTENTION_ONLY = toys.config(p_drop=0.0, p_attention=0.5).build()
+
+
+@jax.jit
+def attention_dropout(batch, key, first_row=0):
+    with rows_from(first_row):
+        rngs = {"dropout": jax.random.key(key)}
+        return ATTENTION_ONLY.apply(PARAMS, batch.source, batch.target, train=True, rngs=rngs)
+
+
+def test_dropout_on_attention_is_off_unless_training_and_new_for_every_key():
+    batch = toys.batch_of([(SOURCE, TARGET)])
+    np.testing.assert_array_equal(ATTENTION_ONLY.apply(PARAMS, batch.source, batch.target), logits(batch))
+    np.testing.assert_array_equal(attention_dropout(batch, 0), attention_dropout(batch, 0))
+    assert not np.allclose(attention_dropout(batch, 0), logits(batch))
+    assert not np.allclose(attention_dropout(batch, 0), attention_dropout(batch, 1))
+
+
+def test_dropout_on_attention_stands_on_the_weights_and_nowhere_else():
+    """Of queries by keys in each head: once in an encoder layer, twice in a decoder layer."""
+    batch = Batch(fill([SOURCE], 4, 6), fill([TARGET], 4, 8))
+    program = jax.make_jaxpr(lambda key: attention_dropout(batch, key))(0)
+    assert dropout_shapes(program.jaxpr) == {(4, 3, 6, 6): 1, (4, 3, 8, 8): 1, (4, 3, 8, 6): 1}
+
+
+def test_dropout_on_attention_keeps_the_mean():
+    """Attention is linear in its weights: the mean over masks is attention without one, within five standard errors."""
+    attention = MultiHeadAttention(ATTENTION_ONLY.config)
+    x, keys, values = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(1, 4, 8), (1, 6, 3, 4), (1, 6, 3, 5)])
+    )
+    everywhere = Mask(jnp.ones((1, 4), jnp.int32), jnp.ones((1, 6), jnp.int32))
+
+    @jax.jit
+    def draw(keys_of_masks):
+        params = attention.init(jax.random.key(3), x, keys, values, everywhere, method=attend)
+        call = lambda **how: attention.apply(params, x, keys, values, everywhere, **how)  # noqa: E731
+        return call(), jax.vmap(lambda key: call(train=True, rngs={"dropout": key}))(keys_of_masks)
+
+    expected, drawn = draw(jax.random.split(jax.random.key(4), 4000))
+    assert drawn.std(0).min() > 0.01
+    assert (np.abs(drawn.mean(0) - expected) < 5 * drawn.std(0) / np.sqrt(4000)).all()
+
+
+def attend(attention, x, keys, values, mask):
+    """With all of its weights made, of which keys and values need those of their own."""
+    attention.keys_and_values(x)
+    return attention(x, keys, values, mask)
+
+
+def test_dropout_on_attention_is_that_of_the_row_in_the_whole_batch():
+    whole = toys.batch_of([(SOURCE, TARGET), (OTHER_SOURCE, OTHER_TARGET)] * 2)
+    half = jax.tree.map(lambda x: x[2:], whole)
+    expected = attention_dropout(whole, 0)[2:]
+    np.testing.assert_allclose(attention_dropout(half, 0, first_row=2), expected, atol=1e-5)
+    assert not np.allclose(attention_dropout(half, 0), expected, atol=1e-2)
+
+
 # ------------------------------------------------------------------------------ What can be asked for
 
 
@@ -171,6 +230,17 @@ def test_padding_may_stand_beyond_the_learned_positions():
     expected = config.build().apply(params, tight.source, tight.target)
     np.testing.assert_allclose(config.build().apply(params, wide.source, wide.target)[:, :5], expected, atol=1e-5)
     assert config.longest == 5 and CONFIG.longest is None
+
+
+def test_two_vocabularies_have_a_table_each():
+    config = toys.config(target_vocab_size=23)
+    batch, params = toys.batch_of([(SOURCE, TARGET)], 2), toys.params(config)
+    assert params["params"]["embedding"]["table"].shape == (17, 8)
+    assert params["params"]["target_embedding"]["table"].shape == (23, 8)
+    spread = lambda p: config.build().apply(p, batch.source, batch.target)[0, :5].std()  # noqa: E731
+    gradient = jax.jit(jax.grad(spread))(params)["params"]
+    used = np.flatnonzero(gradient["embedding"]["table"].any(-1)).tolist()
+    assert used == sorted({*SOURCE}) and gradient["target_embedding"]["table"].any(-1).all()
 
 
 def test_weights_begin_as_the_paper_says():

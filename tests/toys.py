@@ -7,11 +7,15 @@ import numpy as np
 from t2t.batch import Batch
 from t2t.data.batching import BatchingConfig, fill
 from t2t.data.corpora import Text
+from t2t.data.parsing import Parsing
 from t2t.data.translation import Translation
+from t2t.data.treebank import Trees
+from t2t.decode import DecodingConfig
 from t2t.experiment import Experiment
 from t2t.models.transformer import TransformerConfig
 from t2t.optimizer import OptimizerConfig
 from t2t.sharding import MeshConfig, unboxed
+from t2t.trees import TOP, Tree, bracketed
 
 
 def config(**changes) -> TransformerConfig:
@@ -53,9 +57,12 @@ def as_reference(params, config):
         kinds = {"self": "self_attention", "cross": "cross_attention"}
         return {**norms, "ffn": ffn, **{n: attention(s[kinds[n]]) for n in names if n in kinds}}
 
+    def embedding(table):
+        return {"embedding": table["table"], "positions": table.get("positions")}
+
     return {
-        "embedding": p["embedding"]["table"],
-        "positions": p["embedding"].get("positions"),
+        **embedding(p["embedding"]),
+        "target": embedding(p["target_embedding"]) if "target_embedding" in p else None,
         "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers)],
         "decoder": [layer("decoder", i, ("self", "cross", "ffn")) for i in range(config.num_layers)],
     }
@@ -91,5 +98,83 @@ def reversal(folder) -> Experiment:
         log_every=4,
         evaluate_every=6,
         checkpoint_every=5,
+        average=2,
+    )
+
+
+# ------------------------------------------------------------------------------ Trees
+
+LABELS = ("S", "NP", "VP", "PP", "-LRB-", "NP|X", "TOP")
+TAGS = ("NN", "DT", "PRP$", ",", ".", ":", "``", "''", "-LRB-", "-RRB-", "XX", "<eos>")
+
+
+def random_tree(rng, most=12) -> Tree:
+    """A tree of at most `most` words: forests, bare leaves under TOP and unary chains are all among them."""
+    nodes = [Tree(rng.choice(TAGS).item(), word=f"w{i}") for i in range(rng.integers(1, most + 1))]
+    for _ in range(rng.integers(0, 2 * most)):
+        begin, end = sorted(rng.integers(0, len(nodes), 2))
+        nodes[begin : end + 1] = [Tree(rng.choice(LABELS).item(), tuple(nodes[begin : end + 1]))]
+    return Tree(TOP, tuple(nodes))
+
+
+LEXICON = {
+    "DT": ("the", "a"),
+    "NN": ("cat", "sea", "map", "sun"),
+    "VBZ": ("sees", "eats"),
+    "IN": ("of", "with"),
+    ".": (".", "?"),
+}
+
+
+def _sentence(rng) -> Tree:
+    """What its words tell the tree of: "of" begins a phrase of the noun before it, "with" one of the verb."""
+
+    def leaf(tag, word=""):
+        return Tree(tag, word=word or rng.choice(LEXICON[tag]).item())
+
+    def noun_phrase():
+        noun = Tree("NP", (*((leaf("DT"),) if rng.random() < 0.7 else ()), leaf("NN")))
+        return noun if rng.random() < 0.7 else Tree("NP", (noun, phrase("of")))
+
+    def phrase(word):
+        return Tree("PP", (leaf("IN", word), leaf("NN")))
+
+    rest = [make() for make in (noun_phrase, lambda: phrase("with")) if rng.random() < 0.5]
+    return Tree(TOP, (Tree("S", (noun_phrase(), Tree("VP", (leaf("VBZ"), *rest)), leaf("."))),))
+
+
+def write_trees(path, count, seed):
+    """Sentences of the toy grammar, bracketed, one a line."""
+    rng = np.random.default_rng(seed)
+    path.write_text("".join(f"{bracketed(_sentence(rng))}\n" for _ in range(count)))
+
+
+def grammar(folder) -> Experiment:
+    """The experiment that learns to parse them, its files written into `folder`."""
+    for seed, (split, count) in enumerate({"train": 600, "dev": 48, "test": 24}.items()):
+        write_trees(folder / f"{split}.mrg", count, seed)
+    return Experiment(
+        name="grammar",
+        reports="nothing",
+        task=Parsing(Trees(**{split: f"{split}.mrg" for split in ("train", "dev", "test")}, folder=str(folder))),
+        model=config(
+            vocab_size=48,
+            target_vocab_size=24,
+            num_layers=1,
+            d_model=32,
+            d_ff=64,
+            num_heads=4,
+            d_k=8,
+            d_v=8,
+            p_drop=0.0,
+        ),
+        optimizer=OptimizerConfig(warmup_steps=40),
+        batching=BatchingConfig(tokens=1024, max_length=32, shapes=1),
+        decoding=DecodingConfig(beam=2, extra_length=24, rows=4),
+        mesh=MeshConfig(data=1),
+        train_steps=200,
+        log_every=100,
+        evaluate_every=200,
+        checkpoint_every=100,
         average=2,
     )

@@ -8,17 +8,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.errors import UserError
-from t2t.trees import TOP, BrokenTree, Tree, parse, walk
+from t2t.trees import MAX_DEPTH, TOP, BrokenTree, Tree, parse, walk
 
+DEPTH = MAX_DEPTH - 2  # constituents inside one another in an output: with TOP and a leaf, what a tree file may have
 ANY = "XX"  # the tag of all words when tags are left out
 # These keep their tags then: EVALB tells by them which words it ignores.
 PUNCTUATION = {",", ":", "``", "''", "."}
 SPECIAL = {PAD: "<pad>", EOS: "<eos>", UNK: "<unk>"}
 OPEN, CLOSE, LEAF = "open", "close", "leaf"
+Tags = Literal["keep", "XX"]
 
 
 def kind(token: str) -> Literal["open", "close", "leaf"]:
@@ -30,7 +32,7 @@ def kind(token: str) -> Literal["open", "close", "leaf"]:
 class Linearisation:
     """How trees become tokens."""
 
-    tags: Literal["keep", "XX"] = "keep"  # part-of-speech tags: as they are, or XX for all but punctuation
+    tags: Tags = "keep"  # part-of-speech tags: as they are, or XX for all but punctuation
 
     def tokens(self, tree: Tree) -> list[str]:
         """The tree's tokens. Its outer label must be TOP, as cleaning makes it."""
@@ -51,13 +53,14 @@ def restore(tokens: Sequence[str], words: Sequence[str]) -> Tree:
     """The inverse of `Linearisation.tokens`: the tree of `tokens` over `words`.
 
     Raises:
-        ValueError: the tokens are no tree, or have not as many leaves as there are words.
+        ValueError: the tokens are no tree, or one deeper than a tree file may have, or have not as many leaves as there
+            are words.
     """
     open_: list[tuple[str, list[Tree]]] = [(TOP, [])]
     left = list(reversed(words))
     for token in tokens:
         match kind(token):
-            case "open":
+            case "open" if len(open_) <= DEPTH:
                 open_.append((token[1:], []))
             case "leaf" if left:
                 open_[-1][1].append(Tree(token, word=left.pop()))
@@ -75,7 +78,8 @@ def repair(tokens: Sequence[str], words: Sequence[str]) -> Tree:
     """A tree over `words` that follows `tokens` as far as they make sense.
 
     A closing token closes the innermost constituent of its label and all inside it, or nothing if there is none; a
-    leaf too many is left out, missing ones are tagged XX under the outermost constituent; empty constituents vanish.
+    leaf too many is left out, missing ones are tagged XX under the outermost constituent; empty constituents vanish,
+    and so do those deeper than a tree file may have.
     """
     open_: list[tuple[str, list[Tree]]] = [(TOP, [])]
     left = list(reversed(words))
@@ -87,7 +91,8 @@ def repair(tokens: Sequence[str], words: Sequence[str]) -> Tree:
 
     for token in tokens:
         if kind(token) == OPEN:
-            open_.append((token[1:], []))
+            if len(open_) <= DEPTH:
+                open_.append((token[1:], []))
         elif kind(token) == LEAF:
             if left:
                 open_[-1][1].append(Tree(token, word=left.pop()))
@@ -139,10 +144,12 @@ class TreeVocabulary:
         """The inverse of `model`; raises UserError for anything else."""
         try:
             found = json.loads(text)
-            size, tokens = int(found["size"]), tuple(map(str, found["tokens"]))
-            return cls(Alphabet(size, tokens, Linearisation(found["tags"])))
+            size, tags, tokens = int(found["size"]), found["tags"], found["tokens"]
+            if not isinstance(tokens, list) or not _whole(tokens) or tags not in get_args(Tags):
+                raise ValueError("it is none of ours")
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{where} is not a vocabulary of trees") from None
+        return cls(Alphabet(size, tuple(tokens), Linearisation(tags)))
 
     @property
     def model(self) -> bytes:
@@ -182,6 +189,14 @@ class TreeVocabulary:
         """The tokens of ids between spaces, up to the first EOS; an id that is none of a tree's is left out."""
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         return " ".join(self.tokens[i] for i in ids if len(SPECIAL) <= i < len(self.tokens))
+
+
+def _whole(tokens: list[Any]) -> bool:
+    """Whether each is a token, none stands twice, and all that open have one that closes and the other way round."""
+    if not all(isinstance(token, str) and token for token in tokens) or len({*tokens}) < len(tokens):
+        return False
+    opening, closing = ({token[1:] for token in tokens if kind(token) == which} for which in (OPEN, CLOSE))
+    return opening == closing
 
 
 def count_tokens(texts: Iterable[str], linearisation: Linearisation, counts: Counter[str]) -> Counter[str]:

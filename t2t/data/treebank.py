@@ -88,7 +88,13 @@ class Wsj:
         """The files of a split, section after section; raises UserError when a section is missing."""
         if split not in SECTIONS:
             raise unknown("split", split, SECTIONS)
-        return [path for n in SECTIONS[split] for path in matching(os.path.join(self.folder, f"{n:02}"), SUFFIX)]
+        return [path for n in SECTIONS[split] for path in self._section(n)]
+
+    def _section(self, number: int) -> list[Path]:
+        folder = Path(os.path.expanduser(self.folder)) / f"{number:02}"
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: here belong the sections 00 to 24 of the WSJ, of the LDC's LDC99T42")
+        return matching(str(folder), SUFFIX)
 
     def inputs(self, split: str) -> dict[str, str]:
         """A digest for each file of the split, by section and name."""
@@ -143,6 +149,8 @@ class EmbeddedTrees:
     name: str  # folder below t2t/data/embedded
 
     def _files(self) -> Trees:
+        if self.name not in (names := [path.parent.name for path in EMBEDDED.glob(f"*/train{SUFFIX}.xz")]):
+            raise unknown("embedded treebank", self.name, names)
         return Trees(**{split: f"{split}{SUFFIX}.xz" for split in SPLITS}, folder=str(EMBEDDED / self.name))
 
     def inputs(self, split: str) -> dict[str, str]:
