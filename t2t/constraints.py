@@ -1,7 +1,8 @@
 """What a beam may still say: the automaton beside it that keeps parses well formed (section 6.3).
 
 A hypothesis is the beginning of a linearised tree. It may go on with a token only if it can still become a tree over
-exactly the sentence's words within the positions that are left. So every output is a tree, whatever the weights.
+exactly the sentence's words within the positions that are left, and gives each word a tag that it may have
+(`TreeVocabulary.tags`). So every output is a tree, whatever the weights.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t.batch import EOS
-from t2t.data.linearisation import CLOSE, DEPTH, LEAF, OPEN, SPECIAL, TreeVocabulary, kind
+from t2t.data.linearisation import DEPTH, LEAF, OPEN, SPECIAL, TreeVocabulary, kind
 from t2t.data.parsing import Parsing
 from t2t.data.task import Task
 from t2t.data.vocabulary import Vocabularies
@@ -32,7 +33,7 @@ class TreeAutomaton(NamedTuple):
 
     opens: Any  # bool [V]: tokens that open a constituent
     closes: Any  # bool [V]
-    leaves: Any  # bool [V]: tags
+    tags: Any  # bool [B W V]: of each word of each sentence, the tags that it may have
     labels: Any  # int32 [V]: of tokens that open or close, the same number for the same label
     words: Any  # int32 [B]: words of each sentence
     max_openings: Any  # int32: constituents that may begin in a row
@@ -59,13 +60,18 @@ class TreeAutomaton(NamedTuple):
         return (
             (may_open[..., None] & self.opens)
             | (may_close[..., None] & self.closes & (self.labels == top))
-            | ((at.words > 0)[..., None] & self.leaves)
+            | ((at.words > 0)[..., None] & jnp.take_along_axis(self.tags, self._next(at)[..., None], axis=1))
             | (ends[..., None] & (jnp.arange(len(self.opens)) == EOS))
         )
 
+    def _next(self, at: Stack) -> jax.Array:
+        """The number of each hypothesis's next word, int32 [B K]; of one that has had all, the last."""
+        return jnp.clip(self.words[:, None] - at.words, 0, self.tags.shape[1] - 1)
+
     def advance(self, at: Stack, token: jax.Array) -> Stack:
         """After `token` [B K]."""
-        opens, closes, leaf = (x[token].astype(jnp.int32) for x in (self.opens, self.closes, self.leaves))
+        opens, closes = (x[token].astype(jnp.int32) for x in (self.opens, self.closes))
+        leaf = (token >= len(SPECIAL)) - opens - closes
         here = jnp.arange(DEPTH) == at.depth[..., None]
         labels = jnp.where(here & (opens == 1)[..., None], self.labels[token][..., None], at.labels)
         openings = jnp.where(opens == 1, at.openings + 1, 0)
@@ -77,7 +83,7 @@ class TreeConstraint:
     """The constraint for a list of sentences, from which batches take what concerns them."""
 
     vocabulary: TreeVocabulary
-    words: list[int]  # of each sentence
+    sentences: list[list[str]]  # the words of each
     max_openings: int
 
     @property
@@ -85,28 +91,34 @@ class TreeConstraint:
         """What an output depends on beside weights and search."""
         return {"max_openings": self.max_openings}
 
-    def batch(self, sentences: list[int], rows: int) -> TreeAutomaton:
-        """The automaton for the sentences of these numbers, and empty rows after them."""
-        words = np.zeros(rows, np.int32)
-        words[: len(sentences)] = [self.words[i] for i in sentences]
-        return _automaton(self.vocabulary)._replace(words=words, max_openings=np.int32(self.max_openings))
+    def batch(self, sentences: list[int], rows: int, length: int) -> TreeAutomaton:
+        """The automaton for the sentences of these numbers, and empty rows after them.
+
+        `length`, their tokens at most, is more than their words but for words that are no tokens.
+        """
+        most = max([length, *(len(self.sentences[number]) for number in sentences)])
+        words, tags = np.zeros(rows, np.int32), np.zeros((rows, most, len(self.vocabulary)), bool)
+        for row, number in enumerate(sentences):
+            words[row] = len(self.sentences[number])
+            for place, word in enumerate(self.sentences[number]):
+                tags[row, place, self.vocabulary.tags(word)] = True
+        opens, closes, labels = _brackets(self.vocabulary)
+        return TreeAutomaton(opens, closes, tags, labels, words, np.int32(self.max_openings))
 
 
-def _automaton(vocabulary: TreeVocabulary) -> TreeAutomaton:
-    """The rules of a vocabulary, for no sentences."""
-    kinds = ["" if i < len(SPECIAL) else kind(token) for i, token in enumerate(vocabulary.tokens)]
-    kinds += [""] * (len(vocabulary) - len(kinds))
-    names = {token[1:]: i for i, token in enumerate(vocabulary.tokens) if kinds[i] == OPEN}
-    labels = np.full(len(vocabulary), -1, np.int32)
+def _brackets(vocabulary: TreeVocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of `TreeAutomaton` opens, closes and labels."""
+    opens, closes = np.zeros((2, len(vocabulary)), bool)
+    labels, names = np.full(len(vocabulary), -1, np.int32), {}
     for i, token in enumerate(vocabulary.tokens):
-        if kinds[i] in (OPEN, CLOSE):
-            labels[i] = names[token[1:]]
-    opens, closes, leaves = (np.array([k == which for k in kinds]) for which in (OPEN, CLOSE, LEAF))
-    return TreeAutomaton(opens, closes, leaves, labels, np.zeros(0, np.int32), np.int32(0))
+        if i >= len(SPECIAL) and (which := kind(token)) != LEAF:
+            (opens if which == OPEN else closes)[i] = True
+            labels[i] = names.setdefault(token[1:], len(names))
+    return opens, closes, labels
 
 
 def constraint_of(task: Task, vocabulary: Vocabularies, sources: list[str]) -> TreeConstraint | None:
     """What the outputs for `sources` must obey; None: nothing."""
     if not isinstance(task, Parsing) or not isinstance(vocabulary.target, TreeVocabulary) or not task.constrained:
         return None
-    return TreeConstraint(vocabulary.target, [len(source.split()) for source in sources], task.max_openings)
+    return TreeConstraint(vocabulary.target, [source.split() for source in sources], task.max_openings)

@@ -68,8 +68,8 @@ class Automaton(Protocol):
 class Constraint(Protocol):
     """What gives each batch of sentences its automaton."""
 
-    def batch(self, sentences: list[int], rows: int) -> Automaton:
-        """For the sentences of these numbers, and empty rows after them."""
+    def batch(self, sentences: list[int], rows: int, length: int) -> Automaton:
+        """For the sentences of these numbers, of less than `length` tokens each, and empty rows after them."""
         ...
 
 
@@ -342,7 +342,7 @@ def decode(
         rows = _rows(len(chosen), config.rows)
         for begin in range(0, len(chosen), rows):
             part = chosen[begin : begin + rows]
-            automaton = constraint.batch(part.tolist(), rows) if constraint else None
+            automaton = constraint.batch(part.tolist(), rows, int(length)) if constraint else None
             batch = _Batch([sources[i] for i in part], draws[part], rows, int(length), automaton)
             found = _decode_batch(model, params, batch, config, sampling, longest)
             tokens, scores = jax.device_get(found)

@@ -76,8 +76,8 @@ class Parse:
         """Trees with as many leaves as words, unless the task says otherwise."""
         if not self._task.constrained:
             return None
-        words = [len(part) for line in lines for part in line.text or ()]
-        return TreeConstraint(self._target, words, self._task.max_openings)
+        sentences = [part for line in lines for part in line.text or ()]
+        return TreeConstraint(self._target, sentences, self._task.max_openings)
 
     def answer(self, line: Line, found: list[list[Hypothesis]]) -> str:
         """The tree in a line of brackets, or drawn; nothing for a blank line."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 TOP = "TOP"  # the outer label, which no scorer counts
 OUTER = (TOP, "ROOT", "S1")  # what treebanks and parsers call it
 TRACE = "-NONE-"  # the tag of what is not said: traces, empty complementizers
-MAX_DEPTH = 400  # constituents inside one another; the deepest tree of the WSJ or CRAFT has some 40
+MAX_DEPTH = 400  # nodes inside one another; the deepest tree of the WSJ or CRAFT has some 40
 # A whole leaf, as tag and word, or else a bracket or what stands between brackets: most of a tree is leaves.
 TOKEN = re.compile(r"\(\s*([^\s()]+)\s+([^\s()]+)\s*\)|([()]|[^\s()]+)")
 
@@ -67,13 +67,15 @@ def bracketed(tree: Tree) -> str:
 # ------------------------------------------------------------------------------ Reading
 
 
-def read(lines: Iterable[str]) -> Iterator[Tree]:
-    """The trees of bracketed text: one or many a line, one line or many a tree.
+def read(lines: Iterable[str], depth: int = MAX_DEPTH - 1) -> Iterator[Tree]:
+    """The trees of bracketed text: one or many a line, one line or many a tree; of at most `depth` levels.
+
+    That is one less than `parse` takes, for cleaning may add the outermost.
 
     Raises:
         BrokenTree: brackets that do not match, a word without a tag, a constituent without children, and the like.
     """
-    reader = _Reader()
+    reader = _Reader(depth)
     for number, line in enumerate(lines, 1):
         reader.number = number
         for tag, word, token in TOKEN.findall(line):
@@ -85,7 +87,7 @@ def read(lines: Iterable[str]) -> Iterator[Tree]:
 
 def parse(text: str) -> Tree:
     """The one tree in `text`; raises BrokenTree for none, for several, and as `read` does."""
-    found = list(read(text.split("\n")))
+    found = list(read(text.split("\n"), MAX_DEPTH))
     if len(found) != 1:
         raise BrokenTree(1, f"{len(found)} trees where one belongs")
     return found[0]
@@ -103,8 +105,8 @@ class _Open:
 class _Reader:
     """What has been read of the tree at hand."""
 
-    def __init__(self) -> None:
-        self.number = 1
+    def __init__(self, depth: int) -> None:
+        self.number, self._depth = 1, depth
         self._open: list[_Open] = []
 
     def take(self, token: str) -> Tree | None:
@@ -141,8 +143,8 @@ class _Reader:
         self._open.append(_Open(self.number))
 
     def _check_room(self) -> None:
-        if len(self._open) == MAX_DEPTH:
-            raise BrokenTree(self.number, f"more than {MAX_DEPTH} constituents inside one another")
+        if len(self._open) == self._depth:
+            raise BrokenTree(self.number, f"more than {self._depth} constituents inside one another")
         if self._open and len(self._open[-1].words) > 1:
             raise _untagged(self.number, self._open[-1].words[1])
 

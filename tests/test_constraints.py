@@ -52,7 +52,8 @@ def sources(seed, lengths):
 
 
 def constraint(lengths, openings=OPENINGS, vocabulary=VOCABULARY):
-    return TreeConstraint(vocabulary, list(lengths), openings)
+    # A mark that was never seen may have any tag.
+    return TreeConstraint(vocabulary, [["*"] * length for length in lengths], openings)
 
 
 def search(how, sentences, extra_length, seed):
@@ -62,7 +63,7 @@ def search(how, sentences, extra_length, seed):
         if sentence is not None:
             limits[row], words[row] = len(sentence) + extra_length, len(sentence) - 1
     source = decode.fill([sentence or [] for sentence in sentences], ROWS, 16)
-    automaton = constraint(words.tolist()).batch([*range(ROWS)], ROWS)
+    automaton = constraint(words.tolist()).batch([*range(ROWS)], ROWS, 16)
     if how == "greedy":
         found = decode.greedy(MODEL, params(seed), source, limits, ALPHA, MOST, automaton)
     else:
@@ -211,7 +212,7 @@ def following(trees, prefix):
 def test_the_automaton_allows_what_begins_a_tree_and_nothing_else(sentence, limit, openings):
     trees = all_trees(sentence, limit, openings)
     prefixes = [*dict.fromkeys(tree[:n] for tree in trees for n in range(len(tree) + 1))]
-    automaton = constraint([sentence], openings, SMALL).batch([0], 1)
+    automaton = constraint([sentence], openings, SMALL).batch([0], 1, 16)
     assert trees
     # The hypotheses of one sentence, shorter ones waiting until the others are as long.
     at, states = automaton.start(len(prefixes)), {}
@@ -233,7 +234,7 @@ def test_a_beam_that_holds_everything_finds_exactly_the_best(sentence, limit, op
     forced = np.asarray(decode.forced_scores(config.build(), weights, batch))[: len(trees)]
     scores = [float(f) / reference.length_penalty(len(tree) + 1, ALPHA) for f, tree in zip(forced, trees, strict=True)]
     expected = sorted(zip(scores, trees, strict=True), reverse=True)
-    wide, automaton = 300, constraint([sentence], openings, SMALL).batch([0], 1)
+    wide, automaton = 300, constraint([sentence], openings, SMALL).batch([0], 1, 16)
     assert len(trees) < wide
     filled = decode.fill([[*source, EOS]], 1, 16)
     search = decode.beam_search(config.build(), weights, filled, np.array([limit]), wide, ALPHA, 8, automaton)
@@ -246,7 +247,7 @@ def test_a_beam_that_holds_everything_finds_exactly_the_best(sentence, limit, op
 
 
 def test_no_more_constituents_stand_inside_one_another_than_a_file_may_have():
-    automaton = constraint([1], 1000, SMALL).batch([0], 1)
+    automaton = constraint([1], 1000, SMALL).batch([0], 1, 16)
     opening, plenty = SMALL.tokens.index("(A"), np.array([2000])
     allowed = jax.jit(lambda automaton, at: automaton.allowed(at, plenty)[0, 0, opening])
     advance = jax.jit(lambda automaton, at: automaton.advance(at, jnp.array([[opening]])))
@@ -257,13 +258,13 @@ def test_no_more_constituents_stand_inside_one_another_than_a_file_may_have():
 
 
 def test_ids_that_are_no_token_of_a_tree_are_never_allowed():
-    automaton = constraint([2]).batch([0], 1)
+    automaton = constraint([2]).batch([0], 1, 16)
     allowed = np.asarray(automaton.allowed(automaton.start(1), np.array([50])))[0, 0]
     assert {VOCABULARY.tokens[i] for i in np.flatnonzero(allowed)} == {"(S", "(NP", "(VP", "NN", "DT", "."}
 
 
 def test_a_batch_takes_the_words_of_its_sentences():
-    automaton = constraint([5, 6, 7, 8], 4).batch([3, 1], 4)
+    automaton = constraint([5, 6, 7, 8], 4).batch([3, 1], 4, 16)
     assert automaton.words.tolist() == [8, 6, 0, 0] and int(automaton.max_openings) == 4
 
 
@@ -271,7 +272,25 @@ def test_only_parsing_that_wants_it_is_constrained():
     both = Vocabularies(None, VOCABULARY)  # type: ignore[arg-type]
     task = Parsing(Trees(), max_openings=7)
     found = constraint_of(task, both, ["a b c", "d"])
-    assert found is not None and (found.words, found.max_openings) == ([3, 1], 7)
+    assert found is not None and (found.sentences, found.max_openings) == ([["a", "b", "c"], ["d"]], 7)
     assert found.knobs == {"max_openings": 7}
     assert constraint_of(Parsing(Trees(), constrained=False), both, ["a"]) is None
     assert constraint_of(Translation(Text(), "en", "de"), both, ["a"]) is None
+
+
+def test_each_word_has_a_tag_that_it_may_have():
+    marks = {"-": (".", "NN"), ",": (".",)}
+    vocabulary = TreeVocabulary(VOCABULARY.alphabet._replace(marks=marks))
+    sentence = ["a", ",", "b", "-", "c", "*", ",", "d"]
+    automaton = TreeConstraint(vocabulary, [sentence], OPENINGS).batch([0], 1, 16)
+    source = decode.fill(sources(0, [len(sentence)]), 1, 16)
+    limits, seen = np.array([40], np.int32), set()
+    for seed in range(4):
+        found = decode.beam_search(MODEL, params(seed), source, limits, 21, ALPHA, MOST, automaton)
+        for best in decode._hypotheses(*(x[0] for x in jax.device_get(found))):
+            tags = [token for token in vocabulary.pieces(best.tokens) if token[0] not in "()"]
+            assert all(
+                tag in vocabulary.pieces(vocabulary.tags(word)) for word, tag in zip(sentence, tags, strict=True)
+            )
+            seen.add(tuple(tags))
+    assert len(seen) > 1 and all(tags[1] == tags[6] == "." for tags in seen)

@@ -10,7 +10,7 @@ import pytest
 import toys
 
 from t2t.batch import EOS, PAD, UNK
-from t2t.data.linearisation import Linearisation, TreeVocabulary, count_tokens, repair, restore
+from t2t.data.linearisation import Alphabet, Counted, Linearisation, TreeVocabulary, is_text, repair, restore
 from t2t.data.treebank import EmbeddedTrees, read_trees
 from t2t.errors import UserError
 from t2t.trees import MAX_DEPTH, TOP, Tree, bracketed, clean, map_leaves, parse, walk, words
@@ -67,7 +67,7 @@ def test_the_deepest_tree_that_can_be_read_comes_back():
 
 
 def test_trees_too_deep_to_be_read_again_are_not_made():
-    tokens = ["(NP"] * 300 + ["NN"] + [")NP"] * 300
+    tokens = ["(NP"] * 500 + ["NN"] + [")NP"] * 500
     with pytest.raises(ValueError, match="cannot stand here"):
         restore(tokens, ["w"])
     repaired = repair(tokens, ["w"])
@@ -164,7 +164,7 @@ TREES = [JOHN, JOHN, "(TOP (S (NP (PRP It)) (VP (VBZ works))))"]
 
 
 def vocabulary(size=20, linearisation=KEEP):
-    return TreeVocabulary.of(count_tokens(TREES, linearisation, Counter()), size, linearisation)
+    return TreeVocabulary.of(Counted(Counter(), {}).add(TREES, linearisation), size, linearisation)
 
 
 def test_ids_go_from_the_most_frequent_to_the_rarest_after_the_special_ones():
@@ -212,7 +212,7 @@ def test_a_size_too_small_says_how_many_are_needed():
 
 def test_no_trees_make_no_vocabulary():
     with pytest.raises(UserError, match="no trees"):
-        TreeVocabulary.of(Counter(), 20, KEEP)
+        TreeVocabulary.of(Counted(Counter(), {}), 20, KEEP)
 
 
 @pytest.mark.parametrize("linearisation", [KEEP, XX])
@@ -230,7 +230,7 @@ def test_the_fingerprint_tells_vocabularies_apart():
     assert vocabulary().fingerprint == found[0].fingerprint
 
 
-GOOD = {"size": 20, "tags": "keep", "tokens": ["(S", ")S", "NN"]}
+GOOD = {"size": 20, "tags": "keep", "tokens": ["(S", ")S", "NN"], "marks": {"-": ["NN"]}}
 
 
 @pytest.mark.parametrize(
@@ -249,3 +249,53 @@ GOOD = {"size": 20, "tags": "keep", "tokens": ["(S", ")S", "NN"]}
 def test_a_damaged_file_is_named(text):
     with pytest.raises(UserError, match=r"^here/target.json is not a vocabulary of trees$"):
         TreeVocabulary.loads(text, "here/target.json")
+
+
+# ------------------------------------------------------------------------------ Which tags a word may have
+
+MARKED = "(TOP (S (NP (NN a)) (: -) (NP (NN b) (HYPH -) (NN c)) (, ,) (-LRB- -LRB-) (. .)))"
+
+
+@pytest.mark.parametrize(
+    ("word", "tags"),
+    [
+        ("-", {":", "HYPH"}),
+        (",", {","}),
+        ("-LRB-", {"-LRB-"}),
+        ("a", {"NN", "HYPH", "-LRB-"}),
+        ("unseen", {"NN", "HYPH", "-LRB-"}),
+        ("3", {"NN", "HYPH", "-LRB-"}),
+        ("*", {"NN", "HYPH", "-LRB-", ":", ",", "."}),
+    ],
+)
+def test_marks_have_the_tags_they_had_and_words_no_tag_of_punctuation(word, tags):
+    vocabulary = TreeVocabulary.of(Counted(Counter(), {}).add([MARKED], KEEP), 30, KEEP)
+    again = TreeVocabulary.loads(vocabulary.model, "here")
+    for each in (vocabulary, again):
+        assert set(each.pieces(each.tags(word))) == tags
+
+
+def test_without_tags_punctuation_still_is_what_it_was():
+    no_tags = Linearisation("XX")
+    vocabulary = TreeVocabulary.of(Counted(Counter(), {}).add([MARKED], no_tags), 30, no_tags)
+    assert [vocabulary.pieces(vocabulary.tags(word)) for word in ("a", ",", "-LRB-")] == [["XX"], [","], ["XX"]]
+    assert sorted(vocabulary.pieces(vocabulary.tags("-"))) == [":", "XX"]
+
+
+def test_a_word_always_may_have_some_tag():
+    only = TreeVocabulary(Alphabet(8, (".",), KEEP))
+    assert only.pieces(only.tags("word")) == ["."]
+
+
+def test_marks_are_no_part_of_what_weights_depend_on():
+    counted = Counted(Counter(), {}).add([MARKED], KEEP)
+    with_marks, without = (TreeVocabulary.of(each, 30, KEEP) for each in (counted, counted._replace(marks={})))
+    assert with_marks.fingerprint == without.fingerprint and with_marks.model != without.model
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("a", True), ("3", True), ("x-y", True), ("é", True), ("-", False), ("-RSB-", False), ("''", False)],
+)
+def test_what_is_a_mark(word, text):
+    assert is_text(word) is text

@@ -47,7 +47,8 @@ def test_one_or_many_trees_a_line_and_one_or_many_lines_a_tree():
         ("\nfoo (TOP (NN a))", 2, "'foo' stands outside of a tree"),
         ("(TOP (NP (NN a) b))", 1, "the word 'b' has no tag of its own"),
         ("(TOP (NP a (NN b)))", 1, "the word 'a' has no tag of its own"),
-        ("(A " * (MAX_DEPTH + 1), 1, f"more than {MAX_DEPTH} constituents inside one another"),
+        ("(A " * MAX_DEPTH, 1, f"more than {MAX_DEPTH - 1} constituents inside one another"),
+        ("(A " * (MAX_DEPTH - 1) + "(B c)", 1, f"more than {MAX_DEPTH - 1} constituents inside one another"),
     ],
 )
 def test_broken_text_is_refused_with_line_and_reason(text, line, reason):
@@ -57,9 +58,10 @@ def test_broken_text_is_refused_with_line_and_reason(text, line, reason):
 
 
 def test_a_tree_as_deep_as_allowed_goes_through_everything():
-    deep = parse("(A " * (MAX_DEPTH - 1) + "(B c)" + ")" * (MAX_DEPTH - 1))
-    assert words(clean(deep, Counter())) == ["c"]
-    assert parse(bracketed(deep)) == deep
+    (deep,) = read(["(A " * (MAX_DEPTH - 2) + "(B c)" + ")" * (MAX_DEPTH - 2)])
+    cleaned = clean(deep, Counter())
+    assert words(cleaned) == ["c"] and cleaned.label == "TOP"
+    assert parse(bracketed(cleaned)) == cleaned
 
 
 def test_one_tree_is_asked_for():

@@ -6,13 +6,14 @@ A token opens a constituent, closes one, or is a leaf's tag; the outer TOP and t
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.errors import UserError
-from t2t.trees import MAX_DEPTH, TOP, BrokenTree, Tree, parse, walk
+from t2t.trees import MAX_DEPTH, TOP, BrokenTree, Tree, leaves, parse, walk
 
 DEPTH = MAX_DEPTH - 2  # constituents inside one another in an output: with TOP and a leaf, what a tree file may have
 ANY = "XX"  # the tag of all words when tags are left out
@@ -117,6 +118,7 @@ class Alphabet(NamedTuple):
     size: int  # rows of the model's table; more than there are tokens is no harm
     tokens: tuple[str, ...]  # of trees, the most frequent first; the first has the id 3
     linearisation: Linearisation
+    marks: Mapping[str, tuple[str, ...]] = {}  # each word without letter or digit: its tags in training
 
 
 class TreeVocabulary:
@@ -131,13 +133,18 @@ class TreeVocabulary:
                 f"--model.target_vocab_size {alphabet.size} is too few for the trees: at least {len(self.tokens)}"
             )
         self._ids = {token: i for i, token in enumerate(self.tokens) if i >= len(SPECIAL)}
+        self._tags = [i for token, i in self._ids.items() if kind(token) == LEAF]
+        self._no_marks = [i for i in self._tags if self.tokens[i] not in PUNCTUATION]
 
     @classmethod
-    def of(cls, counts: Counter[str], size: int, linearisation: Linearisation) -> "TreeVocabulary":
-        """A vocabulary of all tokens in `counts`, and of the closing token of each that opens."""
+    def of(cls, counted: "Counted", size: int, linearisation: Linearisation) -> "TreeVocabulary":
+        """A vocabulary of all tokens that were counted."""
+        counts, marks = counted
         if not counts:
             raise UserError("no trees to make a vocabulary from")
-        return cls(Alphabet(size, tuple(sorted(counts, key=lambda token: (-counts[token], token))), linearisation))
+        tokens = sorted(counts, key=lambda token: (-counts[token], token))
+        known = {word: tuple(sorted(tags)) for word, tags in sorted(marks.items())}
+        return cls(Alphabet(size, tuple(tokens), linearisation, known))
 
     @classmethod
     def loads(cls, text: bytes, where: str) -> "TreeVocabulary":
@@ -145,22 +152,26 @@ class TreeVocabulary:
         try:
             found = json.loads(text)
             size, tags, tokens = int(found["size"]), found["tags"], found["tokens"]
+            marks = {str(word): tuple(map(str, its_tags)) for word, its_tags in found["marks"].items()}
             if not isinstance(tokens, list) or not _whole(tokens) or tags not in get_args(Tags):
                 raise ValueError("it is none of ours")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{where} is not a vocabulary of trees") from None
-        return cls(Alphabet(size, tuple(tokens), Linearisation(tags)))
+        return cls(Alphabet(size, tuple(tokens), Linearisation(tags), marks))
 
     @property
     def model(self) -> bytes:
         """All there is to it, as JSON."""
-        size, tokens, linearisation = self.alphabet
-        return json.dumps({"size": size, "tags": linearisation.tags, "tokens": tokens}, indent=1).encode()
+        return json.dumps({**self._meaning(), "marks": self.alphabet.marks}, indent=1, ensure_ascii=False).encode()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of `model`."""
-        return hashlib.sha256(self.model).hexdigest()
+        """SHA-256 of what a model's weights depend on: all but the marks."""
+        return hashlib.sha256(json.dumps(self._meaning(), indent=1).encode()).hexdigest()
+
+    def _meaning(self) -> dict[str, Any]:
+        size, tokens, linearisation, _ = self.alphabet
+        return {"size": size, "tags": linearisation.tags, "tokens": tokens}
 
     def __len__(self) -> int:
         return self.alphabet.size
@@ -181,6 +192,16 @@ class TreeVocabulary:
         except BrokenTree as error:
             raise UserError(f"not a tree: {text[:60]!r}: {error.reason}") from None
 
+    def tags(self, word: str) -> list[int]:
+        """The ids of the tags that a word may have.
+
+        A word with a letter or digit is no punctuation; another has a tag that it had in training, or any if it was
+        never there. Without this a single slip of the tagger moves all tags after it, and to EVALB, which knows
+        punctuation by its tag, the sentence is not the same any more.
+        """
+        known = [self._ids[tag] for tag in self.alphabet.marks.get(word, ()) if tag in self._ids]
+        return known or (self._no_marks if is_text(word) else []) or self._tags
+
     def pieces(self, ids: list[int]) -> list[str]:
         """The tokens as text, special ones included."""
         return [self.tokens[i] for i in ids]
@@ -199,8 +220,23 @@ def _whole(tokens: list[Any]) -> bool:
     return opening == closing
 
 
-def count_tokens(texts: Iterable[str], linearisation: Linearisation, counts: Counter[str]) -> Counter[str]:
-    """Adds the tokens of bracketed trees to `counts`."""
-    for text in texts:
-        counts.update(linearisation.tokens(parse(text)))
-    return counts
+class Counted(NamedTuple):
+    """What training trees consist of."""
+
+    tokens: Counter[str]
+    marks: dict[str, set[str]]  # each word without letter or digit, and its tags
+
+    def add(self, texts: Iterable[str], linearisation: Linearisation) -> "Counted":
+        """Adds bracketed trees; itself."""
+        for text in texts:
+            tree = parse(text)
+            self.tokens.update(linearisation.tokens(tree))
+            for leaf in leaves(tree):
+                if not is_text(leaf.word):
+                    self.marks.setdefault(leaf.word, set()).add(linearisation.tag(leaf.label))
+        return self
+
+
+def is_text(word: str) -> bool:
+    """Whether a word has a letter or a digit; the names of brackets, such as -LRB-, are marks."""
+    return any(map(str.isalnum, word)) and not re.fullmatch("-[LR][RCS]B-", word)

@@ -25,7 +25,7 @@ import platformdirs
 
 from t2t.batch import UNK
 from t2t.data.cleaning import Cleaning, first_fault
-from t2t.data.linearisation import TreeVocabulary, count_tokens
+from t2t.data.linearisation import Counted, TreeVocabulary
 from t2t.data.task import Pair, Task, fingerprint
 from t2t.data.vocabulary import Vocabularies, Vocabulary, count_words
 from t2t.errors import UserError
@@ -168,18 +168,18 @@ def _build(
 def _vocabularies(task: Task, given: Vocabulary | None, sizes: Sizes, say: Say) -> Vocabularies:
     """Made from the training pairs that are text."""
     words: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
+    trees = Counted(Counter(), {})
     if given and not task.linearisation:
         return Vocabularies(given, given)
     for chunk in _chunks(task.pairs("train"), "counting words for the vocabulary", 0, say):
         whole = [pair for pair in chunk if not first_fault(pair)]
         if task.linearisation:
             count_words((pair.source for pair in whole), words)
-            count_tokens((pair.target for pair in whole), task.linearisation, tokens)
+            trees.add((pair.target for pair in whole), task.linearisation)
         else:
             count_words(chain.from_iterable(whole), words)
     source = given or Vocabulary.train(words, sizes.source)
-    target = TreeVocabulary.of(tokens, sizes.target, task.linearisation) if task.linearisation else source
+    target = TreeVocabulary.of(trees, sizes.target, task.linearisation) if task.linearisation else source
     return Vocabularies(source, target)
 
 
