@@ -90,10 +90,10 @@ PARSE_QUICKSTART = register(
         optimizer=OptimizerConfig(warmup_steps=400, scale=0.6),
         batching=BatchingConfig(tokens=1536, max_length=220, shapes=2),
         decoding=DecodingConfig(beam=4, alpha=0.3, extra_length=120, rows=64),
-        train_steps=4000,
+        train_steps=2500,
         log_every=50,
         evaluate_every=500,
-        checkpoint_every=100,
+        checkpoint_every=50,
         average=8,
     )
 )
