@@ -284,7 +284,7 @@ def translate(args: Args) -> int:
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
     wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
     _, tree, vocabulary, params, _ = _loaded(args)
-    work = translate.Translating(tree, vocabulary, wanted, say)
+    work = translate.TranslateLines(tree, vocabulary, wanted, say)
     return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
 
 
@@ -301,7 +301,7 @@ def parse_lines(args: Args) -> int:
 
     stdin, wanted = _stdin(), parse.ParsingConfig(args.raw, args.pretty, args.svg or "")
     _, tree, vocabulary, params, _ = _loaded(args)
-    work = parse.Parse(tree, vocabulary, wanted, say)
+    work = parse.ParseLines(tree, vocabulary, wanted, say)
     code = lines.stream(tree, params, work, None, stdin, sys.stdout, say)
     if work.repaired:
         say(f"{work.repaired:,} outputs were no trees over their sentences' words, and were repaired")
@@ -315,7 +315,7 @@ def score(args: Args) -> None:
 
     pairs = list(parallel(Path(args.source), Path(args.target)))
     _, tree, vocabulary, params, _ = _loaded(args)
-    values = evaluate.score_pairs(tree.model, params, vocabulary, pairs)
+    values = evaluate.score_pairs(tree.model, params, vocabulary, tree.task.given(pairs))
     if args.json:
         rows = [{**pair._asdict(), "log_probability": value} for pair, value in zip(pairs, values, strict=True)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -598,7 +598,10 @@ VERBS = (
             AVERAGE,
             BEAM,
             ALPHA,
-            Option("--raw", {"action": "store_true", "help": "the lines are raw text: split it into words first"}),
+            Option(
+                "--raw",
+                {"action": "store_true", "help": "the lines are raw text, a sentence each: split it into words first"},
+            ),
             Option("--pretty", {"action": "store_true", "help": "draw the trees, in place of a line of brackets each"}),
             Option("--svg", {"metavar": "DIR", "help": "write a picture of each tree, DIR/000001.svg for line 1"}),
         ),

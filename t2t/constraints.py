@@ -3,6 +3,8 @@
 A hypothesis is the beginning of a linearised tree. It may go on with a token only if it can still become a tree over
 exactly the sentence's words within the positions that are left, and gives each word a tag that it may have
 (`TreeVocabulary.tags`). So every output is a tree, whatever the weights.
+
+Departure: the paper says of no constraint on what is decoded.
 """
 
 import dataclasses
@@ -88,7 +90,7 @@ class TreeConstraint:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """What an output depends on beside weights and search."""
+        """What an output depends on beside weights, vocabularies and search."""
         return {"max_openings": self.max_openings}
 
     def batch(self, sentences: list[int], rows: int, length: int) -> TreeAutomaton:

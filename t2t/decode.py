@@ -331,8 +331,7 @@ def decode(
 
     Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `numbers`, a pair a sentence, make its
     draws its own. `longest` is the most tokens that the model takes; a `constraint` says what searched outputs may be,
-    and does not go with drawn ones. Batches have few shapes, so indices do not come in
-    order.
+    and does not go with drawn ones. Batches have few shapes, so indices do not come in order.
     """
     draws = np.array(numbers or [(i, 0) for i in range(len(sources))], np.int32).reshape(-1, 2)
     lengths = np.array([evaluation_length(len(s)) for s in sources])

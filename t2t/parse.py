@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from t2t import drawing
 from t2t.batch import EOS
-from t2t.constraints import TreeConstraint
-from t2t.data.linearisation import TreeVocabulary, repair, restore
-from t2t.data.parsing import Parsing
+from t2t.constraints import TreeConstraint, constraint_of
+from t2t.data.linearisation import TreeVocabulary, tree_of
+from t2t.data.parsing import Parsing, sentence
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import Hypothesis
 from t2t.errors import UserError
@@ -31,15 +31,18 @@ class ParsingConfig:
     svg: str = ""  # a folder for a picture of each tree, named by the number of its line
 
 
-class Parse:
+class ParseLines:
     """`t2t.lines.Work` for parsing."""
 
     def __init__(self, experiment: Experiment, vocabulary: Vocabularies, wanted: ParsingConfig, say: Say) -> None:
-        """Raises UserError when the run is none of parsing."""
+        """Raises UserError when the run is none of parsing, or pictures cannot be written."""
         if not isinstance(experiment.task, Parsing) or not isinstance(vocabulary.target, TreeVocabulary):
             raise UserError("this run does not parse: its outputs are text, by `t2t translate`")
-        self._task, self._source, self._target = experiment.task, vocabulary.source, vocabulary.target
-        self._most, self._wanted, self._say = most_tokens(experiment), wanted, say
+        self._task, self._vocabulary, self._wanted, self._say = experiment.task, vocabulary, wanted, say
+        self._source, self._most = vocabulary.source, most_tokens(experiment)
+        if experiment.model.longest:  # a tree has more tokens than its sentence, some 2.5 for each, and must fit too
+            self._most = max(2, min(self._most, experiment.model.longest // 4))
+        _make(wanted.svg)
         self.repaired = 0  # outputs so far that were no trees
 
     def lines(self, texts: list[str], first: int) -> list[Line]:
@@ -49,35 +52,38 @@ class Parse:
     def _line(self, number: int, text: str) -> Line:
         words = split_raw(text) if self._wanted.raw else text.split()
         words = [word.translate(BRACKETS) for word in words]
-        (ids,) = self._source.encode([" ".join(words)])
+        (ids,) = self._source.encode([sentence(words)])
         if len(ids) <= self._most:
             return Line(number, [ids] if words else [], [words] if words else [])
         parts = self._parts(words)
         self._say(f"line {number}: {len(ids)} tokens, parsed in {len(parts)} pieces, joined under {TOP}")
-        return Line(number, [self._tokens(part) for part in parts], parts)
+        pieces = self._source.encode([sentence(part) for part in parts])
+        for part, ids in zip(parts, pieces, strict=True):
+            if len(ids) > self._most:
+                self._say(
+                    f"line {number}: a word of {len(ids) - 1} tokens, {part[0][:20]!r}..., cut after {self._most}"
+                )
+        return Line(number, [self._cut(ids) for ids in pieces], parts)
 
     def _parts(self, words: list[str]) -> list[list[str]]:
         """As many words at a time as the model takes, at least one."""
         parts: list[list[str]] = [[]]
         room = self._most - 1  # EOS
-        for word, ids in zip(words, self._source.encode(words), strict=True):
+        for word, ids in zip(words, self._source.encode([sentence([word]) for word in words]), strict=True):
             if (room := room - (len(ids) - 1)) < 0 and parts[-1]:
                 parts.append([])
                 room = self._most - len(ids)
             parts[-1].append(word)
         return parts
 
-    def _tokens(self, words: list[str]) -> list[int]:
-        """Of a piece; a single word that is longer than the model takes is cut."""
-        (ids,) = self._source.encode([" ".join(words)])
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Of a piece, which is a single word when it is longer than the model takes."""
         return ids if len(ids) <= self._most else [*ids[: self._most - 1], EOS]
 
     def constraint(self, lines: list[Line]) -> TreeConstraint | None:
-        """Trees with as many leaves as words, unless the task says otherwise."""
-        if not self._task.constrained:
-            return None
-        sentences = [part for line in lines for part in line.text or ()]
-        return TreeConstraint(self._target, sentences, self._task.max_openings)
+        """Trees over the words, unless the task says otherwise."""
+        sentences = [" ".join(part) for line in lines for part in line.text or ()]
+        return constraint_of(self._task, self._vocabulary, sentences)
 
     def answer(self, line: Line, found: list[list[Hypothesis]]) -> str:
         """The tree in a line of brackets, or drawn; nothing for a blank line."""
@@ -86,19 +92,23 @@ class Parse:
         trees = [self._tree(best, words) for best, words in zip(found, line.text, strict=True)]
         tree = Tree(TOP, tuple(child for each in trees for child in each.children))
         if self._wanted.svg:
-            write(Path(self._wanted.svg) / f"{line.number:06}.svg", svg(tree))
-        return f"{drawing(tree)}\n" if self._wanted.pretty else f"{bracketed(tree)}\n"
+            write(Path(self._wanted.svg) / f"{line.number:06}.svg", drawing.svg(tree))
+        return f"{drawing.text(tree)}\n" if self._wanted.pretty else f"{bracketed(tree)}\n"
 
     def _tree(self, best: list[Hypothesis], words: list[str]) -> Tree:
-        tokens = self._target.decode(best[0].tokens).split()
-        try:
-            return restore(tokens, words)
-        except ValueError:
-            self.repaired += 1
-            return repair(tokens, words)
+        tokens = self._vocabulary.target.decode(best[0].tokens).split()
+        tree, repaired = tree_of(tokens, words)
+        self.repaired += repaired
+        return tree
 
 
-# ------------------------------------------------------------------------------ What NLTK does for us
+def _make(folder: str) -> None:
+    """Makes the folder for pictures, if there are to be any."""
+    try:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
 
 
 def split_raw(text: str) -> list[str]:
@@ -106,20 +116,3 @@ def split_raw(text: str) -> list[str]:
     from nltk.tokenize.treebank import TreebankWordTokenizer  # a second to import, for those who ask for it
 
     return TreebankWordTokenizer().tokenize(text, convert_parentheses=True)
-
-
-def drawing(tree: Tree) -> str:
-    """The tree as lines of text, the words at the bottom; below it an empty line."""
-    return _printer(tree).text(unicodelines=True) + "\n"
-
-
-def svg(tree: Tree) -> str:
-    """The tree as a picture."""
-    return _printer(tree).svg()
-
-
-def _printer(tree: Tree) -> Any:
-    from nltk.tree import Tree as Drawn
-    from nltk.tree.prettyprinter import TreePrettyPrinter
-
-    return TreePrettyPrinter(Drawn.fromstring(bracketed(tree)))

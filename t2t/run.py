@@ -153,7 +153,9 @@ def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> Non
     if record["vocabulary"] != prepared.vocabulary.fingerprint:
         raise UserError(f"{run.folder} was trained with another vocabulary: its weights mean nothing under this one")
     if record["data"]["fingerprint"] != prepared.fingerprint:
-        raise UserError(f"{run.folder} was trained on other data: the training files have changed since; use --run")
+        raise UserError(
+            f"{run.folder} was trained on other data, or on data prepared by another version of t2t; use --run"
+        )
 
 
 def _read_record(run: Run) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class TranslationConfig:
     sampling: SamplingConfig | None = None  # draw the output instead of searching for the best
 
 
-class Translating:
+class TranslateLines:
     """`t2t.lines.Work` for translation."""
 
     def __init__(self, experiment: Experiment, vocabulary: Vocabularies, wanted: TranslationConfig, say: Say) -> None:

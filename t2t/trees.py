@@ -5,11 +5,12 @@ Nothing here recurses, so that no tree is too deep for Python; one deeper than M
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 TOP = "TOP"  # the outer label, which no scorer counts
 OUTER = (TOP, "ROOT", "S1")  # what treebanks and parsers call it
+PUNCTUATION = {",", ":", "``", "''", "."}  # tags of words that no scorer counts
 TRACE = "-NONE-"  # the tag of what is not said: traces, empty complementizers
 MAX_DEPTH = 400  # nodes inside one another; the deepest tree of the WSJ or CRAFT has some 40
 # A whole leaf, as tag and word, or else a bracket or what stands between brackets: most of a tree is leaves.
@@ -183,7 +184,7 @@ def clean(tree: Tree, counts: Counter[str]) -> Tree | None:
     """
     open_: list[list[Tree]] = [[]]
     for node, entering in walk(tree):
-        if node.label == TRACE:
+        if node.word and node.label == TRACE:
             counts["traces"] += 1
         elif node.word:
             open_[-1].append(node)
@@ -207,17 +208,3 @@ def clean(tree: Tree, counts: Counter[str]) -> Tree | None:
 def plain(label: str) -> str:
     """A label without function tags and indices: what stands before the first "-" or "=", unless that is nothing."""
     return re.split("[-=]", label, maxsplit=1)[0] or label
-
-
-def map_leaves(tree: Tree, change: Callable[[Tree], Tree]) -> Tree:
-    """The tree with each leaf replaced."""
-    open_: list[list[Tree]] = [[]]
-    for node, entering in walk(tree):
-        if node.word:
-            open_[-1].append(change(node))
-        elif entering:
-            open_.append([])
-        else:
-            children = open_.pop()
-            open_[-1].append(Tree(node.label, tuple(children)))
-    return open_[0][0]

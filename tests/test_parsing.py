@@ -12,9 +12,10 @@ import toys
 from t2t import checkpoint, evaluate, experiment, run, train
 from t2t.data.parsing import Parsing
 from t2t.data.treebank import Trees
+from t2t.drawing import svg, text
 from t2t.experiment import override
 from t2t.metrics import brackets
-from t2t.parse import BRACKETS, drawing, split_raw, svg
+from t2t.parse import BRACKETS, split_raw
 from t2t.trees import parse, words
 
 
@@ -189,7 +190,7 @@ def test_pretty_draws_the_tree_over_its_words(t2t, trained):
     code, out, _ = t2t("parse", trained.folder, "--pretty", stdin="\n".join([*LINES[:3], "a"]).encode())
     drawn = [each.split("\n") for each in out.split("\n\n")]
     assert code == 0 and drawn[0][0].split() == ["TOP"] and drawn[0][-1].split() == LINES[0].split()
-    tree = drawing(parse("(TOP (S (NP (DT the) (NN cat)) (VP (VBZ sees) (NP (DT a) (NN map))) (. .)))"))
+    tree = text(parse("(TOP (S (NP (DT the) (NN cat)) (VP (VBZ sees) (NP (DT a) (NN map))) (. .)))"))
     assert out.startswith(f"{tree}\n\n")  # and for the blank line a blank one
 
 
@@ -299,5 +300,5 @@ def test_raw_text_is_split_as_the_penn_treebank_is():
 
 def test_deep_trees_can_be_drawn():
     deep = parse("(TOP " + "(NP " * 100 + "(NN w)" + ")" * 101)
-    assert drawing(deep).count("NP") == 100
+    assert text(deep).count("NP") == 100
     assert svg(deep).startswith("<svg")

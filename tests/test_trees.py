@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from t2t.trees import MAX_DEPTH, BrokenTree, Tree, bracketed, clean, map_leaves, parse, plain, read, words
+from t2t.trees import MAX_DEPTH, BrokenTree, Tree, bracketed, clean, parse, plain, read, words
 
 IT_WORKS = "(TOP (S (NP (PRP It)) (VP (VBZ works)) (. .)))"
 
@@ -107,6 +107,7 @@ def test_plain_labels(label, short):
     assert plain(label) == short
 
 
-def test_leaves_can_be_changed():
-    shouted = map_leaves(parse(IT_WORKS), lambda leaf: leaf._replace(word=leaf.word.upper()))
-    assert bracketed(shouted) == "(TOP (S (NP (PRP IT)) (VP (VBZ WORKS)) (. .)))"
+def test_a_constituent_that_is_called_as_a_trace_is_none():
+    counts = Counter()
+    assert bracketed(clean(parse("(TOP (-NONE- (NN a) (NN b)))"), counts)) == "(TOP (-NONE- (NN a) (NN b)))"
+    assert not counts["traces"]

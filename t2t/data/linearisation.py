@@ -13,12 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.errors import UserError
-from t2t.trees import MAX_DEPTH, TOP, BrokenTree, Tree, leaves, parse, walk
+from t2t.trees import MAX_DEPTH, PUNCTUATION, TOP, BrokenTree, Tree, leaves, parse, walk
 
 DEPTH = MAX_DEPTH - 2  # constituents inside one another in an output: with TOP and a leaf, what a tree file may have
 ANY = "XX"  # the tag of all words when tags are left out
-# These keep their tags then: EVALB tells by them which words it ignores.
-PUNCTUATION = {",", ":", "``", "''", "."}
 SPECIAL = {PAD: "<pad>", EOS: "<eos>", UNK: "<unk>"}
 OPEN, CLOSE, LEAF = "open", "close", "leaf"
 Tags = Literal["keep", "XX"]
@@ -46,7 +44,7 @@ class Linearisation:
         return found
 
     def tag(self, tag: str) -> str:
-        """A leaf's token."""
+        """A leaf's token; scorers tell punctuation by its tag."""
         return tag if self.tags == "keep" or tag in PUNCTUATION else ANY
 
 
@@ -109,6 +107,14 @@ def repair(tokens: Sequence[str], words: Sequence[str]) -> Tree:
     return Tree(TOP, tuple(open_[0][1]))
 
 
+def tree_of(tokens: Sequence[str], words: Sequence[str]) -> tuple[Tree, bool]:
+    """The tree that `tokens` are, and False; or else their repair, and True."""
+    try:
+        return restore(tokens, words), False
+    except ValueError:
+        return repair(tokens, words), True
+
+
 # ------------------------------------------------------------------------------ Tokens as numbers
 
 
@@ -155,7 +161,7 @@ class TreeVocabulary:
             marks = {str(word): tuple(map(str, its_tags)) for word, its_tags in found["marks"].items()}
             if not isinstance(tokens, list) or not _whole(tokens) or tags not in get_args(Tags):
                 raise ValueError("it is none of ours")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{where} is not a vocabulary of trees") from None
         return cls(Alphabet(size, tuple(tokens), Linearisation(tags), marks))
 
@@ -195,12 +201,16 @@ class TreeVocabulary:
     def tags(self, word: str) -> list[int]:
         """The ids of the tags that a word may have.
 
-        A word with a letter or digit is no punctuation; another has a tag that it had in training, or any if it was
-        never there. Without this a single slip of the tagger moves all tags after it, and to EVALB, which knows
-        punctuation by its tag, the sentence is not the same any more.
+        A word with a letter or digit is no punctuation. Another is, if that is all it was in training; else it may be
+        what it was there, and anything but punctuation; one that never was there may be anything. Without this a
+        single slip of the tagger moves all tags after it, and to EVALB, which knows punctuation by its tag, the
+        sentence is not the same any more.
         """
         known = [self._ids[tag] for tag in self.alphabet.marks.get(word, ()) if tag in self._ids]
-        return known or (self._no_marks if is_text(word) else []) or self._tags
+        if not is_text(word) and not known:
+            return self._tags
+        others = [] if known and {*known}.isdisjoint(self._no_marks) else self._no_marks
+        return sorted({*known, *others}) or self._tags
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The tokens as text, special ones included."""

@@ -3,15 +3,21 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from t2t.data.cleaning import Cleaning
-from t2t.data.linearisation import Linearisation, repair, restore
+from t2t.data.linearisation import Linearisation, Tags, tree_of
 from t2t.data.task import Pair
 from t2t.data.treebank import Treebank, describe
+from t2t.errors import UserError
 from t2t.knobs import Count
 from t2t.metrics import Score, brackets
-from t2t.trees import Tree, bracketed, clean, words
+from t2t.trees import BrokenTree, Tree, bracketed, clean, parse, words
+
+
+def sentence(words: list[str]) -> str:
+    """Words as a source. The sign that sentencepiece puts for spaces is none of its tokens where it is a word."""
+    return " ".join(words).replace("▁", "_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Parsing:
     """Sentences of one treebank into its trees. A pair is words between spaces and a bracketed tree."""
 
     treebank: Treebank  # where the trees come from
-    tags: Literal["keep", "XX"] = "keep"  # part-of-speech tags: learnt as they are, or XX for all but punctuation
+    tags: Tags = "keep"  # part-of-speech tags: learnt as they are, or XX for all but punctuation
     constrained: bool = True  # decode trees only; False: anything, repaired into a tree afterwards
     max_openings: Count = 10  # constituents that may begin in a row; WSJ and CRAFT have up to 8; bounds unary chains
     cleaning: Cleaning = Cleaning(ratio=0.0, duplicates="keep")
@@ -27,7 +33,7 @@ class Parsing:
 
     def pairs(self, split: str) -> Iterator[Pair]:
         """The sentences and cleaned trees of a split, in order."""
-        return (Pair(" ".join(words(tree)), bracketed(tree)) for tree in self._cleaned(split, Counter()))
+        return (Pair(sentence(words(tree)), bracketed(tree)) for tree in self._cleaned(split, Counter()))
 
     def _cleaned(self, split: str, counts: Counter[str]) -> Iterator[Tree]:
         for tree in self.treebank.trees(split):
@@ -57,15 +63,25 @@ class Parsing:
 
     def outputs(self, sources: list[str], decoded: list[str]) -> tuple[list[str], dict[str, Any]]:
         """A bracketed tree for each sentence, from the tokens decoded for it; and how many needed repair."""
-        trees, repaired = [], 0
-        for source, line in zip(sources, decoded, strict=True):
-            tokens, leaves = line.split(), source.split()
-            try:
-                trees.append(bracketed(restore(tokens, leaves)))
-            except ValueError:
-                repaired += 1
-                trees.append(bracketed(repair(tokens, leaves)))
-        return trees, {"repaired": repaired}
+        found = [tree_of(line.split(), source.split()) for source, line in zip(sources, decoded, strict=True)]
+        return [bracketed(tree) for tree, _ in found], {"repaired": sum(repaired for _, repaired in found)}
+
+    def given(self, pairs: list[Pair]) -> list[Pair]:
+        """Pairs of a user's: the trees cleaned, each over the words of its sentence.
+
+        Raises:
+            UserError: a target is no tree, or not over these words; names its line.
+        """
+        return [self._given(number, *pair) for number, pair in enumerate(pairs, 1)]
+
+    def _given(self, number: int, source: str, target: str) -> Pair:
+        try:
+            tree = clean(parse(target), Counter())
+        except BrokenTree as error:
+            raise UserError(f"line {number}: {target[:60]!r} is not a tree: {error.reason}") from None
+        if tree is None or words(tree) != source.split():
+            raise UserError(f"line {number}: the tree is over {words(tree) if tree else []}, not {source.split()}")
+        return Pair(sentence(source.split()), bracketed(tree))
 
     def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
         """EVALB's figures, by `brackets.scores`."""

@@ -332,9 +332,13 @@ def _distribution(lengths: np.ndarray) -> dict[str, float]:
 def overlap(task: Task, prepared: Prepared, split: str) -> dict[str, int]:
     """How many pairs of "dev" or "test" stand in the training set as they are, and how many of either of their sides.
 
-    {"pairs" of the split, "both": the same pair, "source", "target": the same sentence}
+    {"pairs" of the split, "both": the same pair, "source", "target": the same sentence}. Raises UserError when the
+    split cannot be read or is empty.
     """
-    mine = [hashes(list(side)) for side in zip(*task.pairs(split), strict=True)]
+    pairs = list(task.pairs(split))
+    if not pairs:
+        raise UserError(f"the {split} split is empty")
+    mine = [hashes(list(side)) for side in zip(*pairs, strict=True)]
     theirs = [prepared.hashes(name) for name in SIDES]
     known = [_is_in(there, here) for there, here in zip(theirs, mine, strict=True)]
     found = {

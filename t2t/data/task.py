@@ -55,6 +55,10 @@ class Task(Protocol):
         """What the text decoded for each source stands for, and what there is to know of how it came about."""
         ...
 
+    def given(self, pairs: list[Pair]) -> list[Pair]:
+        """Pairs of a user's as those of a split are; raises UserError for what the task cannot take."""
+        ...
+
     def score(self, hypotheses: list[str], references: list[str]) -> dict[str, Score]:
         """Metric by name, over a whole split."""
         ...

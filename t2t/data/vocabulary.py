@@ -135,11 +135,14 @@ class Vocabularies(NamedTuple):
         Raises:
             UserError: files are missing or damaged.
         """
-        if not (folder / TARGET).exists():
+        if not any((folder / name).exists() for name in (SOURCE, TARGET)):
             shared = Vocabulary.load(folder / SHARED)
             return cls(shared, shared)
-        text = (folder / TARGET).read_bytes()
-        return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(text, str(folder / TARGET)))
+        path = folder / TARGET
+        try:
+            return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(path.read_bytes(), str(path)))
+        except OSError as error:
+            raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
     @property
     def shared(self) -> bool:
@@ -148,7 +151,7 @@ class Vocabularies(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all there is to them."""
+        """SHA-256 of what weights depend on."""
         if self.shared:
             return self.source.fingerprint
         return hashlib.sha256(f"{self.source.fingerprint} {self.target.fingerprint}".encode()).hexdigest()

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from t2t.metrics import Score, interval
-from t2t.trees import TOP, TRACE, BrokenTree, Tree, parse, walk
+from t2t.trees import PUNCTUATION, TOP, TRACE, BrokenTree, Tree, parse, walk
 
-DELETED = {TOP, TRACE, ",", ":", "``", "''", "."}  # DELETE_LABEL: as a bracket's label, or as a tag with its word
+DELETED = {TOP, TRACE, *PUNCTUATION}  # DELETE_LABEL: as a bracket's label, or as a tag with its word
 SAME = {"PRT": "ADVP"}  # EQ_LABEL, of tags too
 SHORT = 40  # CUTOFF_LEN
 NAMES = ("f1", "recall", "precision", "complete_match", "crossing", "tagging_accuracy")

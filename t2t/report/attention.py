@@ -11,7 +11,9 @@ from t2t.constraints import constraint_of
 from t2t.data.batching import fill
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
+from t2t.drawing import whole
 from t2t.errors import UserError
+from t2t.evaluate import check_lengths
 from t2t.experiment import Experiment
 
 CELL = 18  # pixels of a weight
@@ -30,10 +32,11 @@ def cross_attention(
         raise UserError("no text to look at: give some words with --text")
     model: Any = experiment.model.build()
     (source,) = vocabulary.source.encode([text])
+    check_lengths(experiment.model, [source], "--text")
     constraint = constraint_of(experiment.task, vocabulary, [text])
     longest = experiment.model.longest
     ((_, best),) = decode(model, params, [source], experiment.decoding, longest=longest, constraint=constraint)
-    target = [*best[0].tokens, EOS]
+    target = [*best[0].tokens, EOS][:longest]
     batch = [fill([ids], 1, len(ids)) for ids in (source, target)]
     _, kept = model.apply(params, *batch, mutable=["intermediates"])
     try:
@@ -84,4 +87,4 @@ def picture(source: list[str], target: list[str], weights: np.ndarray, title: st
                 f'<rect x="{left + CELL * column}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" fill="#1f5fa8" '
                 f'fill-opacity="{weight:.3f}" stroke="#dddddd" stroke-width="0.5"/>'
             )
-    return "\n".join([*parts, "</svg>", ""])
+    return whole("\n".join([*parts, "</svg>", ""]))
