@@ -48,6 +48,8 @@ class Vocabulary:
             return cls(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"no vocabulary file {path}") from None
+        except FileNotFoundError:
+            raise UserError(f"no vocabulary file {path}") from None
         except OSError as error:
             raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
@@ -141,6 +143,8 @@ class Vocabularies(NamedTuple):
         path = folder / TARGET
         try:
             return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(path.read_bytes(), str(path)))
+        except FileNotFoundError:
+            raise UserError(f"no vocabulary file {path}") from None
         except OSError as error:
             raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
