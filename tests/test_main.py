@@ -36,7 +36,7 @@ def run(toy, tmp_path_factory):
 def test_list(t2t):
     assert "quickstart" in t2t("list")[1]
     found = {each.pop("name"): each for each in json.loads(t2t("list", "--json")[1])}
-    paper = {"perplexity": None, "bleu": None, "parameters": None, "train_flops": None, "hours": None}
+    paper = {"perplexity": None, "bleu": None, "parameters": None, "train_flops": None, "hours": None, "f1": None}
     reports = experiment.get("quickstart").reports
     assert found["quickstart"] == {"reports": reports, "table": None, "paper": paper}
     assert found["table3_base"]["paper"] == {**paper, "perplexity": 4.92, "bleu": 25.8, "parameters": 65, "hours": 12}
@@ -188,7 +188,7 @@ def test_completion_knows_experiments_and_knobs(t2t, shell):
 
 MISTAKES = {
     "trian quickstart": "no verb 'trian'; did you mean train or",
-    "train quikstart": "no experiment 'quikstart'; did you mean quickstart?",
+    "train quikstart": "no experiment 'quikstart'; did you mean quickstart or parse_quickstart?",
     "train": "required: NAME",
     "show quickstart --model.d_fff 5": "no knob '--model.d_fff'; did you mean --model.d_ff",
     "show quickstart --d_ff 5": "no knob '--d_ff'; did you mean --model.d_ff",
