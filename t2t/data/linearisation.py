@@ -19,6 +19,7 @@ DEPTH = MAX_DEPTH - 2  # constituents inside one another in an output: with TOP 
 ANY = "XX"  # the tag of all words when tags are left out
 SPECIAL = {PAD: "<pad>", EOS: "<eos>", UNK: "<unk>"}
 OPEN, CLOSE, LEAF = "open", "close", "leaf"
+RARE = 0.01  # share of a word's occurrences with a tag below which the tag is taken for a slip
 Tags = Literal["keep", "XX"]
 
 
@@ -124,7 +125,7 @@ class Alphabet(NamedTuple):
     size: int  # rows of the model's table; more than there are tokens is no harm
     tokens: tuple[str, ...]  # of trees, the most frequent first; the first has the id 3
     linearisation: Linearisation
-    marks: Mapping[str, tuple[str, ...]] = {}  # each word without letter or digit: its tags in training
+    marks: Mapping[str, tuple[str, ...]] = {}  # each word without letter or digit: its usual tags in training
 
 
 class TreeVocabulary:
@@ -149,7 +150,7 @@ class TreeVocabulary:
         if not counts:
             raise UserError("no trees to make a vocabulary from")
         tokens = sorted(counts, key=lambda token: (-counts[token], token))
-        known = {word: tuple(sorted(tags)) for word, tags in sorted(marks.items())}
+        known = {word: _usual(tags) for word, tags in sorted(marks.items())}
         return cls(Alphabet(size, tuple(tokens), linearisation, known))
 
     @classmethod
@@ -201,16 +202,12 @@ class TreeVocabulary:
     def tags(self, word: str) -> list[int]:
         """The ids of the tags that a word may have.
 
-        A word with a letter or digit is no punctuation. Another is, if that is all it was in training; else it may be
-        what it was there, and anything but punctuation; one that never was there may be anything. Without this a
-        single slip of the tagger moves all tags after it, and to EVALB, which knows punctuation by its tag, the
-        sentence is not the same any more.
+        A word with a letter or digit is no punctuation; another has a tag that it had in training (RARE ones not
+        counted), or any if it was never there. Without this a single slip of the tagger moves all tags after it, and to
+        EVALB, which knows punctuation by its tag, the sentence is not the same any more.
         """
         known = [self._ids[tag] for tag in self.alphabet.marks.get(word, ()) if tag in self._ids]
-        if not is_text(word) and not known:
-            return self._tags
-        others = [] if known and {*known}.isdisjoint(self._no_marks) else self._no_marks
-        return sorted({*known, *others}) or self._tags
+        return known or (self._no_marks if is_text(word) else []) or self._tags
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The tokens as text, special ones included."""
@@ -220,6 +217,11 @@ class TreeVocabulary:
         """The tokens of ids between spaces, up to the first EOS; an id that is none of a tree's is left out."""
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         return " ".join(self.tokens[i] for i in ids if len(SPECIAL) <= i < len(self.tokens))
+
+
+def _usual(tags: Counter[str]) -> tuple[str, ...]:
+    """The tags that are not RARE."""
+    return tuple(sorted(tag for tag, count in tags.items() if count >= RARE * tags.total()))
 
 
 def _whole(tokens: list[Any]) -> bool:
@@ -234,7 +236,7 @@ class Counted(NamedTuple):
     """What training trees consist of."""
 
     tokens: Counter[str]
-    marks: dict[str, set[str]]  # each word without letter or digit, and its tags
+    marks: dict[str, Counter[str]]  # each word without letter or digit: how often it had which tag
 
     def add(self, texts: Iterable[str], linearisation: Linearisation) -> "Counted":
         """Adds bracketed trees; itself."""
@@ -243,7 +245,7 @@ class Counted(NamedTuple):
             self.tokens.update(linearisation.tokens(tree))
             for leaf in leaves(tree):
                 if not is_text(leaf.word):
-                    self.marks.setdefault(leaf.word, set()).add(linearisation.tag(leaf.label))
+                    self.marks.setdefault(leaf.word, Counter())[linearisation.tag(leaf.label)] += 1
         return self
 
 
