@@ -48,8 +48,6 @@ class Vocabulary:
             return cls(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"no vocabulary file {path}") from None
-        except FileNotFoundError:
-            raise UserError(f"no vocabulary file {path}") from None
         except OSError as error:
             raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
