@@ -269,7 +269,7 @@ def test_every_reason_is_counted(path):
     prepared = prepare(translation(path), Sizes(SIZE), quiet)
     assert [prepared.report[key] for key in ("pairs", "kept")] == [309, 300]
     assert prepared.report["dropped"] == {"empty": 4, "not UTF-8": 1, "ratio": 1, "duplicate": 3}
-    text = [map(prepared.vocabulary.decode, sentences(prepared, name)) for name in ("source", "target")]
+    text = [map(prepared.vocabulary.source.decode, sentences(prepared, name)) for name in ("source", "target")]
     assert [f"{source}\t{target}" for source, target in zip(*text, strict=True)] == lines
 
 
