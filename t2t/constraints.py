@@ -4,6 +4,9 @@ A hypothesis is the beginning of a linearised tree. It may go on with a token on
 exactly the sentence's words within the positions that are left, and gives each word a tag that it may have
 (`TreeVocabulary.tags`). So every output is a tree, whatever the weights.
 
+A model that has missed a word would say the next word's tag but may not, and open one constituent after the other for
+want of anything better. So where it would mostly (LOST) say what may not stand, it opens none.
+
 Departure: the paper says of no constraint on what is decoded.
 """
 
@@ -19,6 +22,9 @@ from t2t.data.linearisation import DEPTH, LEAF, OPEN, SPECIAL, TreeVocabulary, k
 from t2t.data.parsing import Parsing
 from t2t.data.task import Task
 from t2t.data.vocabulary import Vocabularies
+from t2t.decode import NEVER
+
+LOST = 0.5  # probability of what may stand below which nothing is opened; found on parse_quickstart's dev trees
 
 
 class Stack(NamedTuple):
@@ -35,10 +41,12 @@ class TreeAutomaton(NamedTuple):
 
     opens: Any  # bool [V]: tokens that open a constituent
     closes: Any  # bool [V]
-    tags: Any  # bool [B W V]: of each word of each sentence, the tags that it may have
+    tags: Any  # bool [N V]: the N sets of tags that words may have
+    sets: Any  # int32 [B W]: of each word of each sentence, which of these
     labels: Any  # int32 [V]: of tokens that open or close, the same number for the same label
     words: Any  # int32 [B]: words of each sentence
     max_openings: Any  # int32: constituents that may begin in a row
+    lost: Any  # float32: the least probability of what may stand for a constituent to begin
 
     def start(self, beams: int) -> Stack:
         """Before the first token, for `beams` hypotheses a sentence."""
@@ -46,6 +54,12 @@ class TreeAutomaton(NamedTuple):
         zero = jnp.zeros(shape, jnp.int32)
         words = jnp.broadcast_to(self.words[:, None], shape)
         return Stack(jnp.zeros((*shape, DEPTH), jnp.int32), zero, words, zero)
+
+    def constrain(self, log_probs: jax.Array, at: Stack, left: jax.Array) -> jax.Array:
+        """`Automaton.constrain`: what is `allowed`, and nothing opened where that has little probability."""
+        allowed = self.allowed(at, left)
+        lost = jnp.where(allowed, jnp.exp(log_probs), 0.0).sum(-1, keepdims=True) < self.lost
+        return jnp.where(allowed & ~(lost & self.opens), log_probs, NEVER)
 
     def allowed(self, at: Stack, left: jax.Array) -> jax.Array:
         """Which tokens may come next: bool [B K V]; left [B]: positions that are left, this one and EOS counted.
@@ -62,13 +76,14 @@ class TreeAutomaton(NamedTuple):
         return (
             (may_open[..., None] & self.opens)
             | (may_close[..., None] & self.closes & (self.labels == top))
-            | ((at.words > 0)[..., None] & jnp.take_along_axis(self.tags, self._next(at)[..., None], axis=1))
+            | ((at.words > 0)[..., None] & self._tags(at))
             | (ends[..., None] & (jnp.arange(len(self.opens)) == EOS))
         )
 
-    def _next(self, at: Stack) -> jax.Array:
-        """The number of each hypothesis's next word, int32 [B K]; of one that has had all, the last."""
-        return jnp.clip(self.words[:, None] - at.words, 0, self.tags.shape[1] - 1)
+    def _tags(self, at: Stack) -> jax.Array:
+        """The tags that each hypothesis's next word may have, bool [B K V]; of one that has had all, the last's."""
+        place = jnp.clip(self.words[:, None] - at.words, 0, self.sets.shape[1] - 1)
+        return self.tags[jnp.take_along_axis(self.sets, place, axis=1)]
 
     def advance(self, at: Stack, token: jax.Array) -> Stack:
         """After `token` [B K]."""
@@ -87,11 +102,12 @@ class TreeConstraint:
     vocabulary: TreeVocabulary
     sentences: list[list[str]]  # the words of each
     max_openings: int
+    lost: float = LOST
 
     @property
     def knobs(self) -> dict[str, Any]:
         """What an output depends on beside weights, vocabularies and search."""
-        return {"max_openings": self.max_openings}
+        return {"max_openings": self.max_openings, "lost": self.lost}
 
     def batch(self, sentences: list[int], rows: int, length: int) -> TreeAutomaton:
         """The automaton for the sentences of these numbers, and empty rows after them.
@@ -99,13 +115,16 @@ class TreeConstraint:
         `length`, their tokens at most, is more than their words but for words that are no tokens.
         """
         most = max([length, *(len(self.sentences[number]) for number in sentences)])
-        words, tags = np.zeros(rows, np.int32), np.zeros((rows, most, len(self.vocabulary)), bool)
+        words, sets = np.zeros(rows, np.int32), np.zeros((rows, most), np.int32)
         for row, number in enumerate(sentences):
             words[row] = len(self.sentences[number])
-            for place, word in enumerate(self.sentences[number]):
-                tags[row, place, self.vocabulary.tags(word)] = True
+            sets[row, : words[row]] = [self.vocabulary.tag_set(word) for word in self.sentences[number]]
         opens, closes, labels = _brackets(self.vocabulary)
-        return TreeAutomaton(opens, closes, tags, labels, words, np.int32(self.max_openings))
+        tags = np.zeros((len(self.vocabulary.tag_sets), len(self.vocabulary)), bool)
+        for one, its in zip(tags, self.vocabulary.tag_sets, strict=True):
+            one[list(its)] = True
+        limits = np.int32(self.max_openings), np.float32(self.lost)
+        return TreeAutomaton(opens, closes, tags, sets, labels, words, *limits)
 
 
 def _brackets(vocabulary: TreeVocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

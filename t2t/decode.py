@@ -50,14 +50,17 @@ class Hypothesis(NamedTuple):
 
 
 class Automaton(Protocol):
-    """Beside a search: which tokens each hypothesis may go on with. A pytree of arrays; so is its state."""
+    """Beside a search: what each hypothesis may go on with. A pytree of arrays; so is its state."""
 
     def start(self, beams: int) -> Any:
         """The state before the first token: arrays [B K ...]."""
         ...
 
-    def allowed(self, at: Any, left: jax.Array) -> jax.Array:
-        """Bool [B K V], with at least one token for each hypothesis; left [B]: positions left, EOS counted."""
+    def constrain(self, log_probs: jax.Array, at: Any, left: jax.Array) -> jax.Array:
+        """The log-probabilities [B K V] of next tokens, NEVER for those that may not stand there.
+
+        left [B]: positions that are left, EOS counted. Where there is one, each hypothesis may go on with some token.
+        """
         ...
 
     def advance(self, at: Any, token: jax.Array) -> Any:
@@ -119,7 +122,7 @@ def beam_search(
     sentence is done when its worst finished score is beyond what its best living hypothesis can reach at full length.
     If nothing has ended at the limit, the living are returned as they stand.
 
-    With an `automaton` no hypothesis goes on with a token that it forbids; the other tokens keep their probability.
+    With an `automaton` no hypothesis goes on with a token that it forbids.
 
     Departure: the authors' first code lets any of the 2 K candidates end. Here, as in most later code, one must be
     among the best K, so that a single beam is exactly greedy decoding.
@@ -191,7 +194,7 @@ def _next_beams(
 def _log_probs(logits: jax.Array, automaton: Automaton | None, at: Any, left: jax.Array) -> jax.Array:
     """Of each next token, [B K V]; NEVER for PAD and for what the automaton forbids."""
     log_probs = jax.nn.log_softmax(logits).at[..., PAD].set(NEVER)
-    return jnp.where(automaton.allowed(at, left), log_probs, NEVER) if automaton else log_probs
+    return automaton.constrain(log_probs, at, left) if automaton else log_probs
 
 
 def reorder(cache: dict[str, jax.Array], axes: dict[str, str], parent: jax.Array) -> dict[str, jax.Array]:

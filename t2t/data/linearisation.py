@@ -140,8 +140,11 @@ class TreeVocabulary:
                 f"--model.target_vocab_size {alphabet.size} is too few for the trees: at least {len(self.tokens)}"
             )
         self._ids = {token: i for i, token in enumerate(self.tokens) if i >= len(SPECIAL)}
-        self._tags = [i for token, i in self._ids.items() if kind(token) == LEAF]
-        self._no_marks = [i for i in self._tags if self.tokens[i] not in PUNCTUATION]
+        every = tuple(i for token, i in self._ids.items() if kind(token) == LEAF)
+        no_marks = tuple(i for i in every if self.tokens[i] not in PUNCTUATION) or every
+        known = {word: tuple(self._ids[tag] for tag in tags) for word, tags in alphabet.marks.items()}
+        self.tag_sets = [every, no_marks, *known.values()]  # ids of tags
+        self._tag_set_of = {word: i for i, word in enumerate(known, 2)}
 
     @classmethod
     def of(cls, counted: "Counted", size: int, linearisation: Linearisation) -> "TreeVocabulary":
@@ -162,6 +165,8 @@ class TreeVocabulary:
             marks = {str(word): tuple(map(str, its_tags)) for word, its_tags in found["marks"].items()}
             if not isinstance(tokens, list) or not _whole(tokens) or tags not in get_args(Tags):
                 raise ValueError("it is none of ours")
+            if not all(its_tags and {*its_tags} <= {*tokens} for its_tags in marks.values()):
+                raise ValueError("a mark has no tag of a tree's")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{where} is not a vocabulary of trees") from None
         return cls(Alphabet(size, tuple(tokens), Linearisation(tags), marks))
@@ -199,15 +204,14 @@ class TreeVocabulary:
         except BrokenTree as error:
             raise UserError(f"not a tree: {text[:60]!r}: {error.reason}") from None
 
-    def tags(self, word: str) -> list[int]:
-        """The ids of the tags that a word may have.
+    def tag_set(self, word: str) -> int:
+        """Which of `tag_sets` a word may have; the first is all tags.
 
         A word with a letter or digit is no punctuation; another has a tag that it had in training (RARE ones not
         counted), or any if it was never there. Without this a single slip of the tagger moves all tags after it, and to
         EVALB, which knows punctuation by its tag, the sentence is not the same any more.
         """
-        known = [self._ids[tag] for tag in self.alphabet.marks.get(word, ()) if tag in self._ids]
-        return known or (self._no_marks if is_text(word) else []) or self._tags
+        return self._tag_set_of.get(word, 1 if is_text(word) else 0)
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The tokens as text, special ones included."""
