@@ -1,8 +1,10 @@
 """The command line: verbs, nothing else. Results go to standard output, everything else to standard error.
 
-Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by a signal after saving; 1 our fault.
+Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by a signal after saving, or because
+another process of the run was lost: the same command goes on; 1 our fault.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -24,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8")  # whatever the locale: text here has Greek letters, and other people's
     try:
         args = parse(VERBS, sys.argv[1:] if argv is None else argv)
-        code = args.action(args) or 0
+        with contextlib.ExitStack() as args.stack:  # what lasts as long as the verb
+            code = args.action(args) or 0
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -49,11 +52,13 @@ def _experiment(args: Args) -> Any:
 def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
     from t2t import checkpoint, compilation, experiment, knobs, memory, run
+    from t2t.sharding import MeshConfig
 
     average = knobs.read(args.average, knobs.Count, "average")
     if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
-        raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.* and --task.* can")
+        raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.*, --task.* and --mesh.* can")
     found, kept, vocabulary = run.load(Path(args.run))
+    kept = dataclasses.replace(kept, mesh=MeshConfig(data=1))  # whatever it was trained on
     short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}
     given = {path: getattr(args, name) for name, path in short.items() if getattr(args, name, None) is not None}
     if twice := given.keys() & args.overrides.keys():
@@ -63,8 +68,23 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
         raise UserError("--task.tags cannot change in a trained run: its vocabulary has no others")
     compilation.keep_compiled()
     memory.keep_freed_memory()
-    params, steps = checkpoint.load_params(found.checkpoints, kept, average)
+    params, steps = checkpoint.load_params(found.checkpoints, kept, average, _mesh(args, tree))
     return found, tree, vocabulary, params, run.averaged(found) or steps
+
+
+def _mesh(args: Args, tree: Any) -> Any:
+    """The experiment's mesh, set until the verb ends; None where it is a single device."""
+    import jax
+
+    from t2t import checkpoint
+    from t2t.sharding import check_layout, make_mesh
+
+    mesh = make_mesh(tree.mesh)
+    if mesh.size == 1:
+        return None
+    check_layout(mesh, checkpoint.abstract_params(tree))
+    args.stack.enter_context(jax.set_mesh(mesh))
+    return mesh
 
 
 # ------------------------------------------------------------------------------ Verbs on experiments
@@ -167,44 +187,57 @@ def _data_report(facts: dict[str, Any], max_length: int) -> list[str]:
 
 def train(args: Args) -> int:
     """t2t train"""
+    from t2t import knobs
     from t2t.progress import Progress, say
 
     tree = _experiment(args)
     folder = Path(args.run or f"runs/{tree.name}")
+    from_step = None if args.from_step is None else knobs.read(args.from_step, knobs.Count, "from-step")
     say(
         f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
         "about half a minute on two CPU cores; seconds if it was compiled here before"
     )
-    from t2t import compilation, memory
+    from t2t import compilation, distributed, memory
     from t2t import train as training
 
     compilation.keep_compiled()
     memory.keep_freed_memory()
+    if args.distributed:
+        distributed.join()
+    if not distributed.first():  # the others are heard of when something goes wrong
+        say = _nothing
+    config = training.TrainingConfig(from_step, args.auto_accumulate)
     try:
         with Progress(tree.train_steps) as progress:
-            run = training.train(tree, folder, say, progress.show)
+            show = progress.show if distributed.first() else _nothing
+            run = training.train(tree, folder, say, show, config)
+        if tree.final_evaluation != "none":
+            _final_evaluation(args, run, tree, say)
     except training.Stopped as stopped:
         say(f"t2t: {stopped}")
         return 75
-    if tree.final_evaluation != "none":
-        _final_evaluation(run, tree)
     return 0
 
 
-def _final_evaluation(run: Any, tree: Any) -> None:
+def _nothing(*_: object) -> None:
+    """Says and shows nothing."""
+
+
+def _final_evaluation(args: Args, run: Any, tree: Any, say: Any) -> None:
     """Scores the average of the last checkpoints and prints what came of the run."""
-    from t2t import checkpoint, evaluate
+    from t2t import checkpoint, distributed, evaluate
     from t2t.data.vocabulary import Vocabularies
-    from t2t.progress import say
 
     average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree)))
     if average < tree.average:
         say(
             f"{run.folder} has {average} checkpoint(s): the mean of these is evaluated, not of --average {tree.average}"
         )
-    params, steps = checkpoint.load_params(run.checkpoints, tree, average)
+    params, steps = checkpoint.load_params(run.checkpoints, tree, average, _mesh(args, tree))
     vocabulary = Vocabularies.load(run.vocabulary)
     found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
+    if not distributed.first():
+        return
     _print_evaluation(found)
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
         print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
@@ -538,7 +571,22 @@ VERBS = (
         "train",
         "train an experiment and score it; the same command again goes on where it stopped",
         train,
-        (NAME, Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})),
+        (
+            NAME,
+            Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"}),
+            Option(
+                "--from-step",
+                {"metavar": "N", "help": "go on from checkpoint N; later ones are set aside, not lost"},
+            ),
+            Option(
+                "--auto-accumulate",
+                {"action": "store_true", "help": "compute batches in as many parts as a device's memory asks for"},
+            ),
+            Option(
+                "--distributed",
+                {"action": "store_true", "help": "join the processes of this run that the cluster started"},
+            ),
+        ),
         "experiment",
     ),
     Verb(

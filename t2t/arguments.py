@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from t2t.errors import UserError, unknown
 
-OF_A_RUN = ("decoding.", "task.")  # knobs that can still change when a run is trained
+OF_A_RUN = ("decoding.", "task.", "mesh.")  # knobs that can still change when a run is trained
 IDENTITY = {"name", "reports", "table", "paper", "base"}  # fields of an experiment that are no knobs
 
 

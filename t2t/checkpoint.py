@@ -4,26 +4,78 @@ A checkpoint has three items: `params`, `optimizer` and `position` (where the da
 and averaging read the weights alone.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.experiment import Experiment
-from t2t.sharding import devices, unboxed
+from t2t.sharding import devices, shardings, unboxed
 
 # Orbax warns that a folder opened for reading is read-only; what goes wrong it raises.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)  # what Orbax raises for broken files
 
-def writer(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """Orbax's manager of the checkpoints of a run in training; it keeps the last `keep`."""
+
+@contextlib.contextmanager
+def writer(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Orbax's manager of the checkpoints of a run in training; it keeps the last `keep`.
+
+    Its end waits for what is still being saved.
+
+    Raises:
+        UserError: that could not be written.
+    """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    with _writing(folder):
+        checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        yield checkpoints
+    finally:
+        with _writing(folder):
+            checkpoints.close()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # a device or another process, not the disk
+    except BROKEN as error:
+        raise UserError(
+            f"cannot write a checkpoint to {folder}: {_reason(error)}; those before it are kept, the same command goes "
+            "on from the last"
+        ) from None
+
+
+def set_aside(folder: Path, step: int, where: Path) -> list[int]:
+    """Moves the checkpoints after `step` out of `folder`, into `where`; their steps.
+
+    Raises:
+        UserError: there is none of `step`, or they cannot be moved.
+    """
+    found = all_steps(folder)
+    if step not in found:
+        there = ", ".join(f"{each:,}" for each in found) or "none"
+        raise UserError(f"--from-step {step}: {folder} has no checkpoint of that step; there is {there}")
+    later = [each for each in found if each > step]
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        for each in later:
+            there = sum(1 for old in where.iterdir() if old.name.split(".")[0] == str(each))
+            (folder / str(each)).rename(where / (f"{each}.{there}" if there else str(each)))
+    except OSError as error:
+        raise UserError(f"cannot move checkpoints to {where}: {error.strerror}") from None
+    return later
 
 
 def reader(folder: Path) -> ocp.CheckpointManager:
@@ -38,13 +90,18 @@ def save_params(folder: Path, step: int, params: Any) -> None:
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, optimizer: Any, position: dict[str, Any]) -> None:
-    """Begins to save; the next save, or closing the manager, waits for it to end."""
+    """Begins to save; the next save, or closing the manager, waits for it to end.
+
+    Raises:
+        UserError: this one cannot be written, or the one before could not.
+    """
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params),
         optimizer=ocp.args.StandardSave(optimizer),
         position=ocp.args.JsonSave(position),
     )
-    checkpoints.save(step, args=items)
+    with _writing(Path(checkpoints.directory)):
+        checkpoints.save(step, args=items)
 
 
 def restore(
@@ -67,9 +124,15 @@ def restore(
 def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     try:
         return checkpoints.restore(step, args=items)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot read the checkpoint {Path(checkpoints.directory) / str(step)}: {reason}") from None
+    except BROKEN as error:
+        raise UserError(
+            f"cannot read the checkpoint {Path(checkpoints.directory) / str(step)}: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says of an error."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def abstract_params(experiment: Experiment) -> Any:
@@ -88,15 +151,24 @@ def steps(folder: Path, experiment: Experiment) -> list[int]:
     Raises:
         UserError: there is none.
     """
-    found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    found = all_steps(folder)
     if not found:
         raise UserError(f"no checkpoint in {folder}: train first")
     every = 1 if experiment.checkpoint_minutes else experiment.checkpoint_every
     return [step for step in found if step % every == 0 or step == found[-1]]
 
 
-def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple[Any, list[int]]:
+def all_steps(folder: Path) -> list[int]:
+    """All checkpoints in `folder`, ascending."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def load_params(
+    folder: Path, experiment: Experiment, average: int = 1, mesh: Mesh | None = None
+) -> tuple[Any, list[int]]:
     """The weights of the last checkpoint, or the plain mean of those of the last `average`, and the steps they are of.
+
+    They are laid out over `mesh`; without one they are on the first device.
 
     Raises:
         UserError: fewer checkpoints than `average`, or one that cannot be read.
@@ -105,9 +177,11 @@ def load_params(folder: Path, experiment: Experiment, average: int = 1) -> tuple
     if len(there) < average:
         raise UserError(f"{folder} has {len(there)} checkpoint(s), too few to average {average}")
     chosen = there[-average:]
+    abstract = abstract_params(experiment)
     one = jax.sharding.SingleDeviceSharding(devices()[0])
+    layout = shardings(mesh, abstract) if mesh else jax.tree.map(lambda _: one, unboxed(abstract))
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), unboxed(abstract_params(experiment))
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unboxed(abstract), layout
     )
     with reader(folder) as checkpoints:
         total = None

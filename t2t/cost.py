@@ -22,10 +22,10 @@ from t2t.sharding import (
     ACTIVATIONS,
     abstract_mesh,
     batch_shares,
+    by_rows,
     check_layout,
     make_mesh,
     parts,
-    rows,
     shardings,
     spec,
     unboxed,
@@ -107,7 +107,7 @@ def abstract_parts(experiment: Experiment, mesh: Mesh | AbstractMesh) -> tuple[i
     shares = batch_shares(mesh)
     number = parts(experiment.mesh, shares, *abstract_batch(experiment).target.tokens.shape)
     whole = abstract_batch(experiment, shares * number)
-    where = rows(mesh, "B")
+    where = by_rows(mesh, "B")
     return number, jax.tree.map(lambda x: placed((x.shape[0] // number, *x.shape[1:]), x.dtype, where), whole)
 
 
@@ -230,7 +230,7 @@ def compiled(experiment: Experiment) -> dict[str, Any]:
     state = jax.tree.map(lambda x, where: placed(x.shape, x.dtype, where), unboxed(boxed), layout)
     number, batch = abstract_parts(experiment, mesh)
     if number > 1:
-        where = rows(mesh, "PB")
+        where = by_rows(mesh, "PB")
         batch = jax.tree.map(lambda x: placed((number, *x.shape), x.dtype, where), batch)
     step = jitted_step(experiment, mesh, layout)
     with jax.set_mesh(mesh):

@@ -15,6 +15,7 @@ import numpy as np
 from t2t.batch import EOS, PAD, Batch, Sequences
 from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
+from t2t.sharding import gather, on_mesh, row_shares
 
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
@@ -342,12 +343,13 @@ def decode(
         chosen = np.flatnonzero(lengths == length)
         chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
         rows = _rows(len(chosen), config.rows)
+        rows += -rows % row_shares()
         for begin in range(0, len(chosen), rows):
             part = chosen[begin : begin + rows]
             automaton = constraint.batch(part.tolist(), rows, int(length)) if constraint else None
             batch = _Batch([sources[i] for i in part], draws[part], rows, int(length), automaton)
             found = _decode_batch(model, params, batch, config, sampling, longest)
-            tokens, scores = jax.device_get(found)
+            tokens, scores = gather(found)
             for row, i in enumerate(part):
                 yield int(i), _hypotheses(tokens[row], scores[row])
 
@@ -373,10 +375,10 @@ def _decode_batch(
     sampling: SamplingConfig | None,
     longest: int | None,
 ) -> Found:
-    source = fill(batch.sources, batch.rows, batch.length)
+    source = on_mesh(fill(batch.sources, batch.rows, batch.length))
     limits = np.zeros(batch.rows, np.int32)
     limits[: len(batch.sources)] = [len(s) + config.extra_length for s in batch.sources]
-    limits = np.minimum(limits, longest or limits)
+    limits = on_mesh(np.minimum(limits, longest or limits))
     max_length = batch.length + config.extra_length
     if sampling:
         numbers = np.zeros((batch.rows, 2), np.int32)

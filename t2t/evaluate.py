@@ -21,6 +21,7 @@ from t2t.experiment import Experiment
 from t2t.loss import Sums, cross_entropy
 from t2t.models import Architecture
 from t2t.run import Run, write_evaluation
+from t2t.sharding import on_mesh
 
 Say = Callable[[str], None]
 BATCH_TOKENS = 4096  # most target positions of an evaluation batch: the logits of one lie in memory whole
@@ -74,7 +75,7 @@ def perplexity(model: Any, params: Any, batches: list[Batch]) -> dict[str, float
     """Per token, EOS counted, without smoothing: {"loss" in nats, "perplexity", "accuracy", "tokens"}."""
     total: dict[str, float] = {}
     for batch in batches:
-        for name, value in jax.device_get(batch_sums(model, params, batch)).items():
+        for name, value in jax.device_get(batch_sums(model, params, on_mesh(batch))).items():
             total[name] = total.get(name, 0.0) + float(value)
     return averages(total)
 
@@ -94,10 +95,10 @@ def averages(total: dict[str, float]) -> dict[str, float]:
 def evaluate(
     run: Run, experiment: Experiment, vocabulary: Vocabularies, params: Any, steps: list[int], name: str, say: Say
 ) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
-    """Perplexity, outputs and scores of a split, written below evaluations/.
+    """Perplexity, outputs and scores of a split, written below evaluations/ (by the first process, if there are many).
 
-    `steps` are those of the checkpoints that `params` is the average of. Returns what scores.json says with the
-    "folder" it lies in, and the (source, output, reference) of each pair.
+    The work is split over the mesh that is set. `steps` are those of the checkpoints that `params` is the average of.
+    Returns what scores.json says with the "folder" it lies in, and the (source, output, reference) of each pair.
 
     Raises:
         UserError: see `read_split`; or the run folder cannot be written.

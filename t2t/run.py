@@ -6,10 +6,13 @@ metrics.jsonl     one object a line: step, split, loss, tokens, ...
 tensorboard/      the same for TensorBoard
 checkpoints/      Orbax
 evaluations/      a folder each: sources, hypotheses, references, scores with their signatures
+set_aside/        checkpoints that the user did not want to go on from
+lock              held by the process that trains
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -22,6 +25,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from t2t import distributed
 from t2t import experiment as experiments
 from t2t.data.corpora import read_lines
 from t2t.data.prepare import UNFINISHED, Prepared
@@ -69,6 +73,16 @@ class Run:
         """Orbax's folder."""
         return self.folder / "checkpoints"
 
+    @property
+    def set_aside(self) -> Path:
+        """Checkpoints that the user did not want to go on from."""
+        return self.folder / "set_aside"
+
+    @property
+    def lock(self) -> Path:
+        """lock"""
+        return self.folder / "lock"
+
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: beside its place, then renamed.
@@ -96,23 +110,46 @@ def write_json(path: Path, value: Any) -> None:
 # ------------------------------------------------------------------------------ Making and opening
 
 
-def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared) -> Run:
-    """The run folder of `experiment`, to be begun or gone on with; nothing is written into it yet.
+@contextlib.contextmanager
+def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared) -> Iterator[Run]:
+    """The run folder of `experiment`, to be begun or gone on with; inside, no other process can train in it.
+
+    Nothing is written into it yet but the lock, which ends with the process however it ends.
 
     Raises:
-        UserError: the folder holds something else, another experiment or other data, or cannot be made.
+        UserError: the folder holds something else, another experiment or other data, another process trains in it, or
+            it cannot be made.
     """
     run = Run(folder)
+    _refuse_another(run, experiment, prepared)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = [path for path in folder.iterdir() if path.suffix != UNFINISHED]
+        lock = open(run.lock, "a+")  # noqa: SIM115 - held until the end
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
-    if run.record in there:
-        _refuse_another(run, experiment, prepared)
-    elif there:
-        raise UserError(f"{folder} is not empty and not a run folder: choose another with --run")
-    return run
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{folder} is in use by {lock.read() or 'another process'}: wait for it, or end it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot lock {run.lock}: {error.strerror}") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        _refuse_another(run, experiment, prepared)  # what was there before may have been made since
+        _remove_torn(run)
+        yield run
+        lock.truncate(0)
+
+
+def _remove_torn(run: Run) -> None:
+    """Removes what processes left that ended while they wrote; none of them writes any more."""
+    for folder in (run.folder, run.vocabulary):
+        for path in folder.glob(f"*{UNFINISHED}"):
+            path.unlink()
 
 
 def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, step: int) -> None:
@@ -137,6 +174,18 @@ def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, ste
 
 
 def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        there = [path for path in run.folder.iterdir() if path.suffix != UNFINISHED and path != run.lock]
+    except OSError as error:
+        raise UserError(f"cannot write {run.folder}: {error.strerror}") from None
+    if run.record in there:
+        _refuse_record(run, experiment, prepared)
+    elif there:
+        raise UserError(f"{run.folder} is not empty and not a run folder: choose another with --run")
+
+
+def _refuse_record(run: Run, experiment: Experiment, prepared: Prepared) -> None:
     record = _read_record(run)
     if record.get("averaged"):
         raise UserError(f"{run.folder} holds averaged weights only: it cannot be trained further")
@@ -248,8 +297,11 @@ def tensorboard(run: Run, step: int) -> SummaryWriter:
 
 def append_metrics(run: Run, row: dict[str, Any], board: SummaryWriter) -> None:
     """One more line of metrics.jsonl, and its numbers for TensorBoard."""
-    with open(run.metrics, "a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    try:
+        with open(run.metrics, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {run.metrics}: {error.strerror}") from None
     for name, value in row.items():
         if name not in ("step", "split"):
             board.add_scalar(f"{row['split']}/{name}", value, row["step"])
@@ -277,12 +329,24 @@ def cut_metrics(run: Run, step: int) -> None:
     write(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_batch(run: Run, step: int, pairs: list[tuple[str, str]]) -> Path:
+    """The sentence pairs that the batch of a step consists of, as a file of JSON."""
+    path = run.folder / f"not_finite_step{step}.json"
+    write_json(path, {"step": step, "pairs": pairs})
+    return path
+
+
 # ------------------------------------------------------------------------------ Evaluations
 
 
 def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: dict[str, Any]) -> Path:
-    """A folder below evaluations/, whole or not at all: each list of `texts` as a file of lines, and scores.json."""
+    """A folder below evaluations/, whole or not at all: each list of `texts` as a file of lines, and scores.json.
+
+    Of many processes the first writes.
+    """
     folder = run.folder / "evaluations" / name
+    if not distributed.first():
+        return folder
     beside = folder.with_name(f"{name}.{os.getpid()}{UNFINISHED}")
     for kind, lines in texts.items():
         write(beside / f"{kind}.txt", "".join(f"{line}\n" for line in lines))

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2t.errors import UserError
@@ -169,19 +170,61 @@ def batch_shares(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def place(mesh: Mesh, batch: Any, parts: int = 1) -> Any:
-    """Puts arrays [B ...] on the mesh, as [P B/P ...] if in several parts: the first B/P rows are the first part.
+def local_rows(mesh: Mesh, parts: int, rows: int) -> np.ndarray:
+    """The rows of a batch of `rows` that this process's devices compute, [P rows/P]: their numbers in the whole batch.
 
-    Rows that do not divide over parts and devices are filled with zeros (padding).
+    Part p has the rows from p B/P on. Rows that do not divide over parts and devices are filled up with numbers beyond
+    `rows`, which stand for padding.
     """
-
-    def split(x: np.ndarray) -> np.ndarray:
-        x = np.pad(x, [(0, -len(x) % (parts * batch_shares(mesh)))] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(parts, -1, *x.shape[1:]) if parts > 1 else x
-
-    return jax.device_put(jax.tree.map(split, batch), rows(mesh, "PB" if parts > 1 else "B"))
+    a_part = -(-rows // (parts * batch_shares(mesh))) * batch_shares(mesh)
+    held = by_rows(mesh, "PB").addressable_devices_indices_map((parts, a_part)).values()
+    own = np.unique(np.concatenate([np.arange(a_part)[index[1]] for index in held if index is not None]))
+    return np.arange(parts)[:, None] * a_part + own
 
 
-def rows(mesh: Mesh | AbstractMesh, axes: str) -> NamedSharding:
+def place(mesh: Mesh, batch: Any) -> Any:
+    """Puts a batch on the mesh: of arrays [B ...], or [P B ...] in P parts, the rows that this process computes.
+
+    See `local_rows`. `batch` is a pytree of two axes and more an array for parts: tokens [P B T].
+    """
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(by_rows(mesh, "PB" if x.ndim == 3 else "B"), x), batch
+    )
+
+
+def on_mesh(arrays: Any) -> Any:
+    """NumPy arrays [B ...] that every process has whole, their rows split over the mesh that is set; else as they are.
+
+    Rows that do not divide over it are filled up with zeros (padding).
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return arrays
+
+    def split(x: np.ndarray) -> jax.Array:
+        x = np.pad(x, [(0, -len(x) % batch_shares(mesh))] + [(0, 0)] * (x.ndim - 1))
+        return jax.make_array_from_callback(x.shape, by_rows(mesh, "B"), x.__getitem__)
+
+    return jax.tree.map(split, arrays)
+
+
+def row_shares() -> int:
+    """Over how many devices `on_mesh` splits rows."""
+    mesh = jax.sharding.get_mesh()
+    return 1 if mesh.empty else batch_shares(mesh)
+
+
+def gather(arrays: Any) -> Any:
+    """The whole of arrays as NumPy's, in every process, wherever their parts lie."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, arrays)
+
+
+def by_rows(mesh: Mesh | AbstractMesh, axes: str) -> NamedSharding:
     """Arrays that begin with `axes`: rows `B` split over the devices that share the batch."""
     return NamedSharding(mesh, spec(axes, ACTIVATIONS))

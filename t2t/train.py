@@ -1,8 +1,8 @@
 """Training: a small state, a pure step, and the loop around them."""
 
 import contextlib
+import dataclasses
 import functools
-import math
 import signal
 import threading
 import time
@@ -19,22 +19,23 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from t2t import checkpoint, run
+from t2t import checkpoint, distributed, memory, run
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import Bucket, Epochs
-from t2t.data.pipeline import TrainingBatches, read_ahead
+from t2t.data.pipeline import TrainingBatches, read_ahead, texts
 from t2t.data.prepare import SIDES, Prepared, Sizes, prepare
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, override
 from t2t.loss import Sums, cross_entropy
 from t2t.models.dropout import rows_from
 from t2t.run import Run
-from t2t.sharding import batch_shares, check_layout, make_mesh, parts, place, replicated, shardings, unboxed
+from t2t.sharding import batch_shares, check_layout, local_rows, make_mesh, parts, place, replicated, shardings, unboxed
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
 Shape = tuple[int, ...]
+Compiled = dict[tuple[Shape, Shape], Any]  # steps (state, batch) -> (state, sums), by `shapes_of` their batches
 
 
 class Stopped(Exception):
@@ -67,12 +68,14 @@ def abstract_state(experiment: Experiment) -> TrainState:
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
     """One update. Pure: dropout is a function of the seed and the step.
 
-    The gradient is that of the smoothed loss per target token of the batch. The sums are those of `cross_entropy`.
+    The gradient is that of the smoothed loss per target token of the batch. The sums are those of `cross_entropy`, and
+    "gradient_norm" and "steps", 1.
     A batch [P B T] is computed in P parts, one after the other: the same update, in the memory of one part.
     """
     gradient, sums = _gradient(experiment, state, batch)
     adam = experiment.optimizer.build(experiment.model.d_model)
     updates, optimizer = adam.update(gradient, state.optimizer, state.params)
+    sums |= {"gradient_norm": optax.tree.norm(gradient), "steps": jnp.ones(())}
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), sums
 
 
@@ -104,59 +107,117 @@ def _gradient(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[
 # ------------------------------------------------------------------------------ The loop
 
 
-def train(experiment: Experiment, folder: Path, say: Say, show: Show) -> Run:
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a process trains; nothing that comes out depends on it."""
+
+    from_step: int | None = None  # go on from this checkpoint; later ones are set aside
+    auto_accumulate: bool = False  # compute batches in as many parts as the memory of a device makes necessary
+
+
+def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: TrainingConfig = TrainingConfig()) -> Run:
     """Trains `experiment` in the run folder, from its last checkpoint if it has one, up to `train_steps`.
 
-    `say` is told what happens; `show` step, loss and tokens a second at every logged step.
+    `say` is told what happens; `show` step, loss and tokens a second at every logged step. Where a run has many
+    processes each calls this, and the first alone writes.
 
     Raises:
-        UserError: something about data, folder, mesh, checkpoint or loss that the user can mend.
-        Stopped: SIGTERM or SIGINT came; the last step is saved.
+        UserError: something about data, folder, mesh, memory, checkpoint or loss that the user can mend.
+        Stopped: SIGTERM or SIGINT came to any of the processes; the last step is saved.
     """
     mesh = make_mesh(experiment.mesh)
     check_layout(mesh, checkpoint.abstract_params(experiment))
-    sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
-    prepared = prepare(experiment.task, sizes, say)
-    batches = TrainingBatches(prepared, experiment.batching, experiment.seed)
-    dev = _splits_to_come(experiment, batches, prepared)
-    where = run.open_for_training(folder, experiment, prepared)
-    # Two more than are averaged: those that a signal or the end of a part left between the regular ones.
-    keep = experiment.average + 2
-    with _signals() as stop, jax.set_mesh(mesh), checkpoint.writer(where.checkpoints, keep) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
+            prepared = prepare(experiment.task, sizes, say)
+            batches = TrainingBatches(prepared, experiment.batching, experiment.seed, _share(experiment, mesh))
+            dev = _splits_to_come(experiment, batches, prepared)
+            where = stack.enter_context(_opened(experiment, folder, prepared, config, say))
+        distributed.check_equal("experiment and data", f"{experiment} {prepared.fingerprint}")
+        stop = stack.enter_context(_signals())
+        stack.enter_context(jax.set_mesh(mesh))
+        # Two more than are averaged: those that a signal or the end of a part left between the regular ones.
+        checkpoints = stack.enter_context(checkpoint.writer(where.checkpoints, experiment.average + 2))
         state, position = _begin(experiment, mesh, checkpoints)
         before = int(state.step)
         if before >= experiment.train_steps:
             say(f"{folder}: trained for {before:,} steps already")
             return where
-        run.begin(where, experiment, prepared, describe_devices(mesh), before)
-        run.cut_metrics(where, before)
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
         say(_numbers(experiment, mesh, state, batches.epochs))
-        compiled = _compile(experiment, mesh, state, batches.epochs.buckets, say)
+        compiled, experiment = _compile(experiment, mesh, state, batches, config.auto_accumulate, say)
+        batches = batches.shared(_share(experiment, mesh))
+        with distributed.together():
+            board = stack.enter_context(_begun(where, experiment, prepared, mesh, before))
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
-        with run.tensorboard(where, before) as board:
-            log, due = Log(where, board, position["sums"]), Due(experiment)
+        log, due, agreement = Log(where, board, position["sums"]), Due(experiment), distributed.Agreement(mesh)
+        try:
             for step, batch in enumerate(read, before + 1):
-                state, sums = compiled[shapes_of(batch)](state, _placed(experiment, mesh, batch))
-                log.add(sums)
+                state, sums = compiled[shapes_of(batch)](state, place(mesh, batch))
+                log.add(step, sums)
                 log_now, evaluate_now, save_now = due.after(step)
                 if log_now:
                     row = log.close(step, _rate(experiment, step))
                     show(step, row["loss"], row["tokens_per_second"])
-                if evaluate_now or save_now or stop:
+                stopping = agreement.reached(bool(stop))
+                if evaluate_now or save_now or stopping:
                     with log.pause():
                         _refuse_broken(state, step)
+                        position = {"data": read.get_state(), "sums": log.total(), "seed": experiment.seed}
                         if evaluate_now:
                             row = log.write(step, "dev", perplexity(experiment.model.build(), state.params, dev))
                             say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
-                        if save_now or stop:
-                            position = {"data": read.get_state(), "sums": log.total(step)}
+                        if save_now or stopping:
                             checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
-                if stop:
+                if stopping:
                     raise Stopped(
                         f"{folder}: stopped after step {step:,} and saved; the same command goes on from here"
                     )
+        except NotFinite as broken:
+            raise UserError(_not_finite(where, broken.step, prepared, experiment)) from None
     return where
+
+
+@contextlib.contextmanager
+def _opened(
+    experiment: Experiment, folder: Path, prepared: Prepared, config: TrainingConfig, say: Say
+) -> Iterator[Run]:
+    """The run folder, held by the first process, and what the user wants set aside of it."""
+    if not distributed.first():
+        yield Run(folder)
+        return
+    with run.open_for_training(folder, experiment, prepared) as where:
+        if config.from_step is not None:
+            later = checkpoint.set_aside(where.checkpoints, config.from_step, where.set_aside)
+            steps = ", ".join(f"{step:,}" for step in later) or "none"
+            say(f"going on from step {config.from_step:,}; later checkpoints ({steps}) now lie in {where.set_aside}")
+        yield where
+
+
+@contextlib.contextmanager
+def _begun(
+    where: Run, experiment: Experiment, prepared: Prepared, mesh: Mesh, before: int
+) -> Iterator[run.SummaryWriter | None]:
+    """Writes how this part of the run begins, in the first process; there, the writer of TensorBoard's files."""
+    if not distributed.first():
+        yield None
+        return
+    run.begin(where, experiment, prepared, describe_devices(mesh), before)
+    run.cut_metrics(where, before)
+    with run.tensorboard(where, before) as board:
+        yield board
+
+
+def _not_finite(where: Run, step: int, prepared: Prepared, experiment: Experiment) -> str:
+    """Writes the pairs of a step's batch; what there is to say."""
+    batch = TrainingBatches(prepared, experiment.batching, experiment.seed)[step - 1]
+    file = "its first process's run folder"
+    if distributed.first():
+        file = run.write_batch(where, step, texts(batch, prepared.vocabulary))
+    return (
+        f"loss or gradient is not finite at step {step:,}: its batch is in {file}; the checkpoints before it are kept"
+    )
 
 
 class Due:
@@ -177,37 +238,46 @@ class Due:
         return log or last, evaluate or last, save or last
 
 
+class NotFinite(Exception):
+    """Loss or gradient of a step is infinite or no number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
 class Log:
     """Sums of the steps since the last logged one, left on the device until they are asked for."""
 
-    def __init__(self, where: Run, board: run.SummaryWriter, before: dict[str, float]) -> None:
-        """`before`: sums that a checkpoint brought along, of steps since the last logged one."""
+    def __init__(self, where: Run, board: run.SummaryWriter | None, before: dict[str, float]) -> None:
+        """`board`: None where nothing is written. `before`: sums of steps not yet logged, from the checkpoint."""
         self._where, self._board = where, board
         self._total, self._pending = dict(before), []
         self._since, self._tokens = time.monotonic(), 0.0
 
-    def add(self, sums: Sums) -> None:
+    def add(self, step: int, sums: Sums) -> None:
         """One more step."""
-        self._pending.append(sums)
+        self._pending.append((step, sums))
 
-    def total(self, step: int) -> dict[str, float]:
+    def total(self) -> dict[str, float]:
         """All sums so far.
 
         Raises:
-            UserError: they are not finite.
+            NotFinite: one of them is not; names the first step.
         """
-        for sums in jax.device_get(self._pending):
+        for step, sums in jax.device_get(self._pending):
+            if not all(np.isfinite(value) for value in sums.values()):
+                raise NotFinite(step)
             self._tokens += float(sums["tokens"])
             for name, value in sums.items():
                 self._total[name] = self._total.get(name, 0.0) + float(value)
         self._pending.clear()
-        if self._total and not math.isfinite(self._total["loss"]):
-            raise UserError(f"the loss is not finite by step {step:,}; the checkpoints before it are kept")
         return dict(self._total)
 
     def close(self, step: int, rate: float) -> dict[str, Any]:
         """Writes the averages of the interval, with the learning rate, and begins the next interval."""
-        row = averages(self.total(step))
+        total = self.total()
+        row = {**averages(total), "gradient_norm": total["gradient_norm"] / total["steps"]}
         seconds = time.monotonic() - self._since
         timing = {"seconds": round(seconds, 3), "tokens_per_second": round(self._tokens / seconds, 1)}
         self._total, self._tokens, self._since = {}, 0.0, time.monotonic()
@@ -216,7 +286,8 @@ class Log:
     def write(self, step: int, split: str, numbers: dict[str, float]) -> dict[str, Any]:
         """A row of metrics.jsonl, and the same for TensorBoard."""
         row = {"step": step, "split": split, **numbers}
-        run.append_metrics(self._where, row, self._board)
+        if self._board:
+            run.append_metrics(self._where, row, self._board)
         return row
 
     @contextlib.contextmanager
@@ -229,9 +300,9 @@ class Log:
 
 
 def _refuse_broken(state: TrainState, step: int) -> None:
-    """Raises UserError when weights are not finite: a checkpoint of them would be the end of the run."""
+    """Raises NotFinite when weights are not finite: a checkpoint of them would be the end of the run."""
     if not jnp.isfinite(optax.tree.norm(state.params)):
-        raise UserError(f"the weights are not finite after step {step:,}; the checkpoints before it are kept")
+        raise NotFinite(step)
 
 
 # ------------------------------------------------------------------------------ Before the first step
@@ -280,24 +351,94 @@ def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epoc
     )
 
 
+def _share(experiment: Experiment, mesh: Mesh) -> Callable[[Bucket], np.ndarray]:
+    """Which rows of a bucket's batches this process computes, in as many parts as they take."""
+
+    def rows_of(bucket: Bucket) -> np.ndarray:
+        number = parts(experiment.mesh, batch_shares(mesh), bucket.rows, max(bucket.room))
+        return local_rows(mesh, number, bucket.rows)
+
+    return rows_of
+
+
 def _compile(
-    experiment: Experiment, mesh: Mesh, state: TrainState, buckets: list[Bucket], say: Say
-) -> dict[tuple[Shape, Shape], Callable[[TrainState, Batch], tuple[TrainState, Sums]]]:
-    """The training step for the batch shape of each bucket, by `shapes_of` its batches."""
-    step = jitted_step(experiment, mesh, jax.tree.map(lambda x: x.sharding, state))
+    experiment: Experiment, mesh: Mesh, state: TrainState, batches: TrainingBatches, accumulate: bool, say: Say
+) -> tuple[Compiled, Experiment]:
+    """The training step for the batch shape of each bucket; and the experiment as it fits into a device's memory.
 
-    def compiled(batch: Batch) -> Any:
-        with jax.set_mesh(mesh):  # a mesh is set for one thread
-            return step.lower(state, _placed(experiment, mesh, batch)).compile()
+    With `accumulate`, batches are computed in as many more parts as that takes.
 
-    empty = [Batch(*(Sequences(*np.zeros((3, b.rows, length), np.int32)) for length in b.room)) for b in buckets]
+    Raises:
+        UserError: it does not fit; says what would.
+    """
+    buckets = batches.epochs.buckets
     names = ", ".join(f"{b.rows} x {b.room.source}|{b.room.target}" for b in buckets)
     say(f"compiling the training step for {len(buckets)} batch shapes ({names})")
     begin = time.monotonic()
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        done = dict(zip(map(shapes_of, empty), pool.map(compiled, empty), strict=True))
+    compiled = _compiled(experiment, mesh, state, batches)
     say(f"compiled in {time.monotonic() - begin:.0f} s")
-    return done
+    room = min((int(each) for each in distributed.exchange(str(memory.room(mesh)))), default=0)
+    if not room:
+        say("the memory of these devices is not known: whether a step fits will show")
+    if not room or _needed(compiled) <= room:
+        return compiled, experiment
+    found = _fitting(experiment, mesh, state, batches, room)
+    too_much = f"a training step needs {_gib(_needed(compiled))} on each device, which has {_gib(room)}"
+    if not found:
+        raise UserError(
+            f"{too_much}, and too much in any number of parts; {_more_devices(state, _needed(compiled), room)}"
+        )
+    fits, smaller = found
+    how = f"--mesh.tokens_per_device {smaller.mesh.tokens_per_device}"
+    if not accumulate:
+        raise UserError(f"{too_much}: {how} needs {_gib(_needed(fits))}, and --auto-accumulate chooses that itself")
+    say(f"{too_much}: going on with {how}, more parts of the same batch, which needs {_gib(_needed(fits))}")
+    return fits, smaller
+
+
+def _compiled(experiment: Experiment, mesh: Mesh, state: TrainState, batches: TrainingBatches) -> Compiled:
+    """The training step for each batch shape, by `shapes_of` its batches."""
+    step = jitted_step(experiment, mesh, jax.tree.map(lambda x: x.sharding, state))
+    batches = batches.shared(_share(experiment, mesh))
+
+    def compiled(batch: Batch) -> Any:
+        with jax.set_mesh(mesh):  # a mesh is set for one thread
+            return step.lower(state, place(mesh, batch)).compile()
+
+    empty = [batches.empty(bucket) for bucket in batches.epochs.buckets]
+    with ThreadPoolExecutor(max_workers=1 if distributed.many() else 4) as pool:  # processes compile in one order
+        return dict(zip(map(shapes_of, empty), pool.map(compiled, empty), strict=True))
+
+
+def _fitting(
+    experiment: Experiment, mesh: Mesh, state: TrainState, batches: TrainingBatches, room: int
+) -> tuple[Compiled, Experiment] | None:
+    """The step in the fewest parts, by doubling, that need at most `room` bytes; None if a row a part is too much."""
+    buckets = batches.epochs.buckets
+    tokens = max(-(-b.rows * max(b.room) // batch_shares(mesh)) for b in buckets)
+    while (tokens := tokens // 2) >= max(batches.epochs.buckets[-1].room):
+        smaller = override(experiment, {"mesh.tokens_per_device": tokens})
+        compiled = _compiled(smaller, mesh, state, batches)
+        if _needed(compiled) <= room:
+            return compiled, smaller
+    return None
+
+
+def _needed(compiled: Compiled) -> int:
+    """Bytes that a device needs for the largest of these steps, by XLA's analysis."""
+    return max(memory.needed(step) for step in compiled.values())
+
+
+def _more_devices(state: TrainState, needed: int, room: int) -> str:
+    """Over how many devices parameters and optimizer state must be split at least."""
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    shares = next((n for n in (2**i for i in range(1, 13)) if needed - held + held / n <= room), None)
+    kept = f"parameters and optimizer state are {_gib(held)} of it"
+    return f"{kept}: --mesh.fsdp {shares} times as large would split them (an estimate)" if shares else kept
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def jitted_step(experiment: Experiment, mesh: Mesh, layout: TrainState) -> Any:
@@ -305,12 +446,6 @@ def jitted_step(experiment: Experiment, mesh: Mesh, layout: TrainState) -> Any:
     return jax.jit(
         functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
     )
-
-
-def _placed(experiment: Experiment, mesh: Mesh, batch: Batch) -> Batch:
-    """The batch on the mesh, in as many parts as it takes."""
-    rows, length = max(batch.source.tokens.shape, batch.target.tokens.shape)
-    return place(mesh, batch, parts(experiment.mesh, batch_shares(mesh), rows, length))
 
 
 def shapes_of(batch: Batch) -> tuple[Shape, Shape]:

@@ -83,9 +83,14 @@ def write_reversals(path, count):
 
 def reversal(folder) -> Experiment:
     """The experiment that learns them, its files written into `folder`."""
-    files = {split: str(folder / f"{split}.tsv") for split in ("train", "dev", "test")}
     for split, count in (("train", 1200), ("dev", 64), ("test", 32)):
         write_reversals(folder / f"{split}.tsv", count)
+    return reversal_in(folder)
+
+
+def reversal_in(folder) -> Experiment:
+    """The experiment that learns them, its files in `folder` already."""
+    files = {split: str(folder / f"{split}.tsv") for split in ("train", "dev", "test")}
     return Experiment(
         name="reversal",
         reports="nothing",
