@@ -208,11 +208,11 @@ def train(args: Args) -> int:
         say = _nothing
     config = training.TrainingConfig(from_step, args.auto_accumulate)
     try:
-        with Progress(tree.train_steps) as progress:
+        with distributed.lost_others(folder), Progress(tree.train_steps) as progress:
             show = progress.show if distributed.first() else _nothing
             run = training.train(tree, folder, say, show, config)
-        if tree.final_evaluation != "none":
-            _final_evaluation(args, run, tree, say)
+            if tree.final_evaluation != "none":
+                _final_evaluation(args, run, tree, say)
     except training.Stopped as stopped:
         say(f"t2t: {stopped}")
         return 75

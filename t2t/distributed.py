@@ -7,6 +7,7 @@ process 0, the first, alone writes the run folder and speaks.
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.experimental.multihost_utils import process_allgather
 from t2t.errors import UserError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost; JAX's default is 100
+LOST = 75  # exit code, as after a signal: the same command goes on
 LONGEST = 2000  # bytes of a message that processes exchange
 
 
@@ -55,12 +57,12 @@ def _number(variable: str) -> int | None:
 
 def many() -> bool:
     """Whether there are other processes than this one."""
-    return jax.process_count() > 1
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return jax.process_index() == 0
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @contextlib.contextmanager
@@ -86,6 +88,27 @@ def exchange(message: str) -> list[str]:
     said[: len(encoded)] = list(encoded)
     every = np.asarray(process_allgather(said))
     return [bytes(row[row != 0]).decode(errors="ignore") for row in every]
+
+
+@contextlib.contextmanager
+def lost_others(folder: object) -> Iterator[None]:
+    """Ends this process with code 75 when what is done inside fails because another process of the run is gone.
+
+    At once, as what Python does at its end would wait for the others.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not many():
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        print(
+            f"t2t: {folder}: another process of this run ended or cannot be reached ({reason}); start all of them again "
+            "with the same command, which goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
 
 
 def check_equal(what: str, value: str) -> None:
