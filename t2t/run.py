@@ -177,6 +177,8 @@ def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> Non
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         there = [path for path in run.folder.iterdir() if path.suffix != UNFINISHED and path != run.lock]
+        if run.checkpoints in there and not [*run.checkpoints.iterdir()]:  # of a run that did not get to begin
+            there.remove(run.checkpoints)
     except OSError as error:
         raise UserError(f"cannot write {run.folder}: {error.strerror}") from None
     if run.record in there:

@@ -1,0 +1,263 @@
+"""Nothing is lost: killed at any moment, out of disk, damaged, twice at once; the same command goes on."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from t2t import checkpoint, memory, run, train
+from t2t.errors import UserError
+from t2t.experiment import override
+
+TRAINER = Path(__file__).parent / "trainer.py"
+KILLS = 20
+OFTEN = ["--train_steps", "240", "--log_every", "3", "--evaluate_every", "40", "--checkpoint_every", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The toy's files."""
+    folder = tmp_path_factory.mktemp("resume")
+    toys.reversal(folder)
+    return folder
+
+
+def start(folder, *words, **more):
+    """A process of one device that trains the toy; what it says comes by its standard error."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TRAINER.parent.parent), str(TRAINER.parent)]),
+        "T2T_DATA": str(folder / "cache"),
+        "XLA_FLAGS": "",
+    }
+    command = [sys.executable, str(TRAINER), str(folder), "train", "reversal", "--final_evaluation", "none", *words]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder, **more)
+
+
+def ended(process):
+    """The exit code, and what was said."""
+    _, err = process.communicate(timeout=600)
+    return process.returncode, err
+
+
+def weights(where):
+    found, experiment, _ = run.load(where)
+    return checkpoint.load_params(found.checkpoints, experiment, 2)[0]
+
+
+def rows(where):
+    timings = {"seconds", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timings} for row in run.read_metrics(run.Run(where))]
+
+
+def assert_same(ours, theirs):
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, weights(ours), weights(theirs))
+    assert rows(ours) == rows(theirs)
+
+
+# ------------------------------------------------------------------------------ Kills
+
+
+def kill_at_a_random_moment(process, rng):
+    """After it began to go on: while it compiles, trains, saves, evaluates or ends. Whether it was still there."""
+    assert process.stderr
+    for line in process.stderr:
+        if "a new run" in line or "going on after" in line:
+            break
+    time.sleep(rng.uniform(0, 3))
+    alive = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    return alive
+
+
+def test_killed_at_random_moments_a_run_is_the_uninterrupted_one(folder):
+    code, said = ended(start(folder, *OFTEN, "--run", "whole"))
+    assert code == 0, said
+    rng, kills, steps = np.random.default_rng(0), 0, set()
+    while kills < KILLS:
+        kills += kill_at_a_random_moment(start(folder, *OFTEN, "--run", "killed"), rng)
+        steps.add(max(checkpoint.all_steps(folder / "killed" / "checkpoints"), default=0))
+        if 240 in steps:  # it was faster than the kills: another run
+            shutil.rmtree(folder / "killed")
+            steps = {0}
+    assert len(steps) > 1  # it got on in between
+    code, said = ended(start(folder, *OFTEN, "--run", "killed"))
+    assert code == 0, said
+    assert_same(folder / "killed", folder / "whole")
+    left = [path for path in (folder / "killed").rglob("*") if path.suffix == run.UNFINISHED or "tmp" in path.name]
+    assert left == []
+
+
+def test_a_signal_is_waited_out_by_the_step_and_the_checkpoint(folder):
+    process = start(folder, *OFTEN, "--train_steps", "100000", "--run", "signalled")
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert code == 75 and "saved; the same command goes on from here" in said
+    ((last, told),) = [(max(checkpoint.all_steps(folder / "signalled" / "checkpoints")), said)]
+    assert f"stopped after step {last:,}" in told
+
+
+# ------------------------------------------------------------------------------ Twice at once, no room
+
+
+def test_a_run_in_use_is_refused(folder):
+    first = start(folder, *OFTEN, "--train_steps", "100000", "--run", "used")
+    assert first.stderr
+    for line in first.stderr:
+        if line.startswith("step"):
+            break
+    code, said = ended(start(folder, *OFTEN, "--run", "used"))
+    assert code == 2 and f"used is in use by process {first.pid} on" in said.splitlines()[-1]
+    first.kill()
+    assert ended(first)[0] == -signal.SIGKILL
+    last = max(checkpoint.all_steps(folder / "used" / "checkpoints"))
+    code, said = ended(start(folder, *OFTEN, "--train_steps", str(last + 1), "--run", "used"))
+    assert code == 0, said  # what is killed holds nothing
+
+
+def test_a_disk_without_room_is_said_and_the_last_checkpoint_is_kept(folder):
+    words = ["--train_steps", "6", "--log_every", "3", "--checkpoint_every", "3", "--run", "full"]
+    assert ended(start(folder, *words))[0] == 0
+    before = weights(folder / "full")
+
+    def no_more():
+        """No file may grow beyond 20 kB: a checkpoint does, the log does not."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    words[1] = "12"
+    code, said = ended(start(folder, *words, preexec_fn=no_more))
+    assert code == 2, said
+    assert "cannot write a checkpoint to" in said.splitlines()[-1] and "Traceback" not in said
+    assert checkpoint.all_steps(folder / "full" / "checkpoints") == [3, 6]
+    jax.tree.map(np.testing.assert_array_equal, before, weights(folder / "full"))
+    assert ended(start(folder, *words))[0] == 0
+    assert checkpoint.all_steps(folder / "full" / "checkpoints")[-1] == 12
+
+
+# ------------------------------------------------------------------------------ Damage
+
+
+def quietly(experiment, where, **config):
+    said = []
+    train.train(experiment, where, said.append, lambda *_: None, train.TrainingConfig(**config))
+    return said
+
+
+def damage(where, step):
+    for file in (where / "checkpoints" / str(step)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 500:
+            file.write_bytes(file.read_bytes()[:100])
+
+
+def test_a_damaged_checkpoint_is_named_and_another_is_used_only_when_asked_for(toy, tmp_path):
+    where = tmp_path / "run"
+    quietly(toy, tmp_path / "whole")
+    quietly(override(toy, {"train_steps": 10}), where)
+    damage(where, 10)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/10.*--from-step 5"):
+            quietly(toy, where)
+    with pytest.raises(UserError, match=r"--from-step 7: .* has no checkpoint of that step; there is 5, 10"):
+        quietly(toy, where, from_step=7)
+    said = quietly(toy, where, from_step=5)
+    assert any("later checkpoints (10) now lie in" in line for line in said)
+    assert [path.name for path in (where / "set_aside").iterdir()] == ["10"]
+    assert_same(where, tmp_path / "whole")
+
+
+def test_setting_aside_twice_loses_nothing(toy, tmp_path):
+    quietly(override(toy, {"train_steps": 10}), tmp_path / "run")
+    for _ in range(2):
+        quietly(override(toy, {"train_steps": 10}), tmp_path / "run", from_step=5)
+    assert sorted(path.name for path in (tmp_path / "run" / "set_aside").iterdir()) == ["10", "10.1"]
+
+
+def test_a_checkpoint_holds_all_that_going_on_needs(toy, tmp_path):
+    quietly(override(toy, {"train_steps": 3, "seed": 11}), tmp_path / "run")
+    (position,) = (tmp_path / "run" / "checkpoints" / "3" / "position").glob("*.json") or [None]
+    kept = json.loads(Path(position).read_text())
+    assert kept["seed"] == 11 and kept["data"] == {"next_index": 3}
+    assert kept["sums"] == {}  # a line was logged at the end
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "3").iterdir() if p.is_dir()) == [
+        "optimizer",
+        "params",
+        "position",
+    ]
+
+
+def test_the_batch_that_breaks_a_run_is_written(toy, tmp_path, monkeypatch):
+    """The seventh: its gradient is made infinite, as by a product out of range."""
+    gradient = train._gradient
+
+    def broken(experiment, state, batch):
+        found, sums = gradient(experiment, state, batch)
+        return jax.tree.map(lambda x: jax.numpy.where(state.step == 6, jax.numpy.inf, x), found), sums
+
+    monkeypatch.setattr(train, "_gradient", broken)
+    where = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite at step 7: see its batch in .*not_finite_step7.json"):
+        quietly(toy, where)
+    written = json.loads((where / "not_finite_step7.json").read_text())
+    assert written["step"] == 7 and len(written["pairs"]) > 32
+    for source, target in written["pairs"]:
+        assert source.split() == target.split()[::-1]
+    assert checkpoint.all_steps(where / "checkpoints") == [5]
+    assert [row["step"] for row in rows(where)] == [4, 6]
+    monkeypatch.undo()
+    quietly(toy, where)
+    quietly(toy, tmp_path / "whole")
+    assert_same(where, tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------ Memory
+
+
+def test_what_does_not_fit_is_said_before_the_first_step(toy, tmp_path, monkeypatch):
+    """A device of less memory than a step of this batch needs, and of more than one of a fourth of it."""
+    sizes = {}
+    needed = memory.needed
+
+    def note(step):
+        return sizes.setdefault(id(step), needed(step))
+
+    monkeypatch.setattr(memory, "needed", note)
+    quietly(toy, tmp_path / "whole")
+    (whole,) = sizes.values()
+    monkeypatch.setattr(memory, "room", lambda mesh: int(0.6 * whole))
+    with pytest.raises(
+        UserError, match=r"needs .* GiB on each device, which has .*: --mesh.tokens_per_device \d+ needs"
+    ):
+        quietly(toy, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "experiment.json").exists()
+    said = quietly(toy, tmp_path / "parts", auto_accumulate=True)
+    assert any("going on with --mesh.tokens_per_device" in line for line in said)
+    (_, experiment, _) = run.load(tmp_path / "parts")
+    assert experiment.mesh.tokens_per_device < 512
+    for a, b in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        assert a.pop("split") == b.pop("split") and a == pytest.approx(b, rel=1e-3)
+    monkeypatch.setattr(memory, "room", lambda mesh: 1000)
+    with pytest.raises(UserError, match=r"too much in any number of parts; parameters and optimizer state are"):
+        quietly(toy, tmp_path / "never")
+
+
+def test_a_cpu_has_a_part_of_the_machine_s_memory():
+    one, eight = (memory.room(train.make_mesh(train.Experiment.mesh.__class__(data=n))) for n in (1, 8))
+    assert one // 8 == eight > 2**27
