@@ -18,10 +18,7 @@
 set -u
 export T2T_DATA=@{data}
 
-stop() {
-  scancel --signal=TERM "$SLURM_JOB_ID" # the job's steps, not this script
-}
-trap stop TERM
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM # to the job's steps, not to this script
 
 # A trainer that ended may not take the others along while they save; one that waits for it in vain may wait two minutes.
 srun --kill-on-bad-exit=0 --wait=120 @{train} &
