@@ -1,4 +1,4 @@
-"""Job scripts: run here among stand-ins for their clusters' programs, and read by what would run them, if it is here."""
+"""Job scripts: run here among stand-ins for their clusters' programs, and read by what would run them, if here."""
 
 import json
 import os

@@ -39,7 +39,7 @@ says() { # JOB TEXT: whether its log says so
 begun() { # RUN: whether a step was logged
   test -s "$folder/$1/metrics.jsonl"
 }
-submit() { # RUN KNOBS...: prints the number of the job
+submit() { # RUN KNOBS...: prints the number of the job; its time limit is $SBATCH_TIMELIMIT
   t2t launch quickstart --on slurm --dry-run --run "$folder/$1" --log_every 5 --model.num_layers 1 --model.d_ff 64 \
     --final_evaluation none "${@:2}" > "$folder/$1.sh"
   sbatch --parsable --chdir="$folder" --job-name=t2t-run "$folder/$1.sh"
@@ -85,7 +85,7 @@ within 60 state "$job" PENDING
 squeue
 within 300 state "$job" RUNNING
 within 300 state "$job" COMPLETED
-cat "$folder/t2t-run-$job.log"
+grep -v "^step .* left$" "$folder/t2t-run-$job.log"
 says "$job" "exit code 0, restart 1"
 python3 - "$folder/first/metrics.jsonl" << 'END'
 import json, sys
@@ -94,6 +94,13 @@ steps = [row["step"] for row in rows if row["split"] == "train"]
 assert steps == list(range(5, 601, 5)), steps
 print(f"metrics.jsonl: {len(steps)} rows, steps {steps[0]} to {steps[-1]}, none missing and none twice")
 END
+
+echo "== out of time: stopped 120 seconds before, requeued"
+job=$(SBATCH_TIMELIMIT=4 submit timely --train_steps 100000)
+within 240 says "$job" "exit code 75, restart 0"
+within 60 state "$job" PENDING
+scontrol show job "$job" | grep -E "JobState|Restarts|RunTime"
+scancel "$job"
 
 echo "== cancelled: not requeued"
 job=$(submit second --train_steps 100000)
