@@ -178,8 +178,9 @@ def script(experiment: Experiment, overrides: Mapping[str, str], kind: Kind, wan
 
 
 def _check_folder(kind: Kind, run: str) -> None:
-    if kind.bucket and "://" not in run:
-        raise UserError(f"--run {run}: here it is gs://BUCKET/DIR, because the machines' own disks go when they go")
+    if kind.bucket and "://" not in run and not Path(run).is_absolute():
+        allowed = "gs://BUCKET/DIR, or an absolute path that all its machines mount"
+        raise UserError(f"--run {run}: here it is {allowed}, because their own disks go when they go")
     if kind is KINDS["docker"] and Path(run).is_absolute():
         raise UserError(f"--run {run}: the container sees only the folder that you stand in; give a path below it")
 

@@ -206,7 +206,7 @@ def test_gke(job, monkeypatch):
     slice_ = jobs["template"]["spec"]
     assert slice_["parallelism"] == slice_["completions"] == 4 and slice_["backoffLimit"] == 0
     (rule,) = slice_["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [2])
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [1, 2])
     pod = slice_["template"]["spec"]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
@@ -226,7 +226,7 @@ def test_xpk(job, cluster, monkeypatch):
     words = dict(word[2:].split("=", 1) for word in xpk[3:])
     assert code == 0 and xpk[:3] == ["xpk", "workload", "create"]
     assert words["docker-image"] == f"an image {NASTY}" and words["cluster"] == "mine"
-    assert (words["restart-on-exit-codes"], words["tpu-type"]) == ("1,75", "v5p-32")
+    assert (words["restart-on-exit-codes"], words["tpu-type"]) == ("75", "v5p-32")
     assert cluster(f"({kubernetes(words['command'])}) & wait $!")[1] == [train("xpk", "--distributed")]
 
 
@@ -347,7 +347,7 @@ MISTAKES = {
     "--on skypilot --run gs://b/r": "--devices is missing: here it is GPUs of one node by SkyPilot's names, such",
     "--on gke --run gs://b/r": "--devices is missing: here it is a TPU type, such as v5litepod-16",
     "--on gke --run gs://b/r --devices v5litpod-16": "no TPU type (--devices) 'v5litpod-16'; did you mean v5litepod-16",
-    "--on tpu-vm --devices v6e-8": "--run runs/quickstart: here it is gs://BUCKET/DIR, because the machines' own disks",
+    "--on tpu-vm --devices v6e-8": "--run runs/quickstart: here it is gs://BUCKET/DIR, or an absolute path that",
     "--on docker --run /r": "--run /r: the container sees only the folder that you stand in; give a path below it",
     "--on local --run a\tb": "'a\\tb' has a character that cannot be printed: a job script has no place for it",
     "--on slurm --devices 8 --mesh.fsdp 3": "--mesh.fsdp 3 x --mesh.model 1 does not divide 8 devices",

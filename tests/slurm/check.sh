@@ -39,9 +39,21 @@ says() { # JOB TEXT: whether its log says so
 begun() { # RUN: whether a step was logged
   test -s "$folder/$1/metrics.jsonl"
 }
+rows() { # RUN STEPS: each fifth step is in its log once
+  python3 - "$folder/$1/metrics.jsonl" "$2" << 'END'
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+steps = [row["step"] for row in rows if row["split"] == "train"]
+assert steps == list(range(5, int(sys.argv[2]) + 1, 5)), steps
+print(f"metrics.jsonl: {len(steps)} rows, steps {steps[0]} to {steps[-1]}, none missing and none twice")
+END
+}
 submit() { # RUN KNOBS...: prints the number of the job; its time limit is $SBATCH_TIMELIMIT
   t2t launch quickstart --on slurm --dry-run --run "$folder/$1" --log_every 5 --model.num_layers 1 --model.d_ff 64 \
     --final_evaluation none "${@:2}" > "$folder/$1.sh"
+  if [[ $1 == pair ]]; then # the script of two nodes with a GPU each, for one without any
+    sed -i 's/--nodes=2/--nodes=1/; s/--ntasks-per-node=1/--ntasks-per-node=2/; /--gpus-per-node/d' "$folder/$1.sh"
+  fi
   sbatch --parsable --chdir="$folder" --job-name=t2t-run "$folder/$1.sh"
 }
 
@@ -87,13 +99,16 @@ within 300 state "$job" RUNNING
 within 300 state "$job" COMPLETED
 grep -v "^step .* left$" "$folder/t2t-run-$job.log"
 says "$job" "exit code 0, restart 1"
-python3 - "$folder/first/metrics.jsonl" << 'END'
-import json, sys
-rows = [json.loads(line) for line in open(sys.argv[1])]
-steps = [row["step"] for row in rows if row["split"] == "train"]
-assert steps == list(range(5, 601, 5)), steps
-print(f"metrics.jsonl: {len(steps)} rows, steps {steps[0]} to {steps[-1]}, none missing and none twice")
-END
+rows first 600
+
+echo "== two processes: stopped, requeued, run to their end"
+job=$(submit pair --devices 2x1 --train_steps 60)
+within 300 begun pair
+scancel --signal=TERM --batch "$job"
+within 60 says "$job" "exit code 75, restart 0"
+within 300 says "$job" "exit code 0, restart 1"
+grep -v "^step .* left$" "$folder/t2t-run-$job.log"
+rows pair 60
 
 echo "== out of time: stopped 120 seconds before, requeued"
 job=$(SBATCH_TIMELIMIT=4 submit timely --train_steps 100000)
