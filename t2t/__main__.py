@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2t.arguments import IDENTITY, OF_A_RUN, Option, Verb, build_parser, parse
-from t2t.errors import UserError
+from t2t.errors import UserError, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -283,6 +283,24 @@ def cost(args: Args) -> None:
     print(json.dumps(found, indent=1) if args.json else cost.table(found))
 
 
+def launch(args: Args) -> int:
+    """t2t launch"""
+    from t2t import knobs, launch
+    from t2t.progress import say
+
+    if args.on not in launch.KINDS:
+        raise unknown("kind of job (--on)", args.on, launch.KINDS)
+    kind = launch.KINDS[args.on]
+    rate = None if args.rate is None else knobs.read(args.rate, knobs.Positive, "rate")
+    text = launch.script(_experiment(args), args.overrides, kind, launch.Job(args.devices, args.run, rate))
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    launch.check_submit(args.on, kind)
+    say(text)
+    return launch.submit(kind, text)
+
+
 # ------------------------------------------------------------------------------ Verbs on runs
 
 
@@ -524,6 +542,8 @@ def _print_brackets(sections: Sequence[Any]) -> None:
 
 NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
 RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/quickstart"})
+RATE = Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"})
+RUN_FOLDER = Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})
 JSON = Option("--json", {"action": "store_true", "help": "JSON on standard output"})
 LAST = {"default": "1", "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
 AVERAGE = Option("--average", LAST)
@@ -573,7 +593,7 @@ VERBS = (
         train,
         (
             NAME,
-            Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"}),
+            RUN_FOLDER,
             Option(
                 "--from-step",
                 {"metavar": "N", "help": "go on from checkpoint N; later ones are set aside, not lost"},
@@ -596,10 +616,37 @@ VERBS = (
         (
             NAME,
             JSON,
-            Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"}),
+            RATE,
             Option(
                 "--compile", {"action": "store_true", "help": "compile the training step too, for XLA's own figures"}
             ),
+        ),
+        "experiment",
+    ),
+    Verb(
+        "launch",
+        "submit `t2t train NAME` as a job, or print its script: stopped, it goes on from its last checkpoint",
+        launch,
+        (
+            NAME,
+            Option(
+                "--on",
+                {
+                    "required": True,
+                    "metavar": "KIND",
+                    "help": "local, slurm, tpu-vm, gke, xpk, skypilot or docker",
+                },
+            ),
+            Option(
+                "--devices",
+                {
+                    "metavar": "D",
+                    "help": "GPUs, such as 8 (2x8 on two SLURM nodes; H100:8 of SkyPilot), or a TPU, as v5litepod-16",
+                },
+            ),
+            RUN_FOLDER,
+            RATE,
+            Option("--dry-run", {"action": "store_true", "help": "print the script instead"}),
         ),
         "experiment",
     ),
