@@ -6,8 +6,12 @@ and averaging read the weights alone.
 
 import contextlib
 import logging
+import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -19,8 +23,8 @@ from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.sharding import devices, shardings, unboxed
 
-# Orbax warns that a folder opened for reading is read-only; what goes wrong it raises.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax warns that a folder opened for reading is read-only; what goes wrong it raises, and need not log too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)  # what Orbax raises for broken files
 
@@ -37,11 +41,38 @@ def writer(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
     with _writing(folder):
         checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
+    with _quiet_threads():
+        try:
+            yield checkpoints
+        finally:
+            with _writing(folder):
+                checkpoints.close()
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What Orbax's threads raise is raised again where it waits for them: they need not print it too.
+
+    Nor need the writes that were under way say that nobody waits for them any more.
+    """
+    before, log = (threading.excepthook, sys.excepthook), logging.getLogger("asyncio")
+    level = log.level
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__module__.partition(".")[0] != "orbax":
+            before[0](args)
+
+    def of_callback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if str(error) != "Event loop is closed":
+            before[1](kind, error, where)
+
+    threading.excepthook, sys.excepthook = of_thread, of_callback
+    log.setLevel(logging.CRITICAL)
     try:
-        yield checkpoints
+        yield
     finally:
-        with _writing(folder):
-            checkpoints.close()
+        threading.excepthook, sys.excepthook = before
+        log.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -100,8 +131,19 @@ def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, optimizer: 
         optimizer=ocp.args.StandardSave(optimizer),
         position=ocp.args.JsonSave(position),
     )
-    with _writing(Path(checkpoints.directory)):
+    folder = Path(checkpoints.directory)
+    _check_room(folder, sum(x.nbytes for x in jax.tree.leaves((params, optimizer))))
+    with _writing(folder):
         checkpoints.save(step, args=items)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises UserError when the disk has no room for a checkpoint of `size` bytes: better than half of one."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise UserError(
+            f"cannot write a checkpoint to {folder}: it takes {size:,} bytes, {free:,} are free; those before it are "
+            "kept, the same command goes on from the last"
+        )
 
 
 def restore(
@@ -117,7 +159,12 @@ def restore(
         optimizer=ocp.args.StandardRestore(optimizer),
         position=ocp.args.JsonRestore(),
     )
-    found = _read(checkpoints, step, items)
+    try:
+        found = _read(checkpoints, step, items)
+    except UserError as error:
+        before = [each for each in all_steps(Path(checkpoints.directory)) if each < step]
+        hint = f"; --from-step {before[-1]} goes on from the one before" if before else ""
+        raise UserError(f"{error}{hint}") from None
     return found["params"], found["optimizer"], found["position"]
 
 

@@ -103,8 +103,8 @@ def lost_others(folder: object) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0][:200]
         print(
-            f"t2t: {folder}: another process of this run ended or cannot be reached ({reason}); start all of them again "
-            "with the same command, which goes on from the last checkpoint",
+            f"t2t: {folder}: another process of this run ended or cannot be reached ({reason}); start all of them "
+            "again with the same command, which goes on from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
