@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,12 +73,13 @@ def assert_same(ours, theirs):
 
 
 def kill_at_a_random_moment(process, rng):
-    """After it began to go on: while it compiles, trains, saves, evaluates or ends. Whether it was still there."""
+    """While it begins or compiles, or while it trains, saves, evaluates or ends. Whether it was still there."""
+    begun, longest = (r": (a new run|going on)", 3) if rng.random() < 0.4 else (r"^step", 1)
     assert process.stderr
     for line in process.stderr:
-        if "a new run" in line or "going on after" in line:
+        if re.search(begun, line):
             break
-    time.sleep(rng.uniform(0, 3))
+    time.sleep(rng.uniform(0, longest))
     alive = process.poll() is None
     process.kill()
     process.wait()
@@ -88,7 +90,7 @@ def kill_at_a_random_moment(process, rng):
 def test_killed_at_random_moments_a_run_is_the_uninterrupted_one(folder):
     code, said = ended(start(folder, *OFTEN, "--run", "whole"))
     assert code == 0, said
-    rng, kills, steps = np.random.default_rng(0), 0, set()
+    rng, kills, steps = np.random.default_rng(0), 0, {0}
     while kills < KILLS:
         kills += kill_at_a_random_moment(start(folder, *OFTEN, "--run", "killed"), rng)
         steps.add(max(checkpoint.all_steps(folder / "killed" / "checkpoints"), default=0))
@@ -150,14 +152,15 @@ def test_a_disk_without_room_is_said_and_the_last_checkpoint_is_kept(folder):
 
 
 def test_a_disk_with_too_little_room_is_said_before_anything_is_written(toy, tmp_path, monkeypatch):
-    quietly(override(toy, {"train_steps": 5}), tmp_path / "run")
+    quietly(toy, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(UserError, match=r"cannot write a checkpoint to .*: it takes [\d,]+ bytes, 1,000 are free"):
             quietly(toy, tmp_path / "run")
-    assert checkpoint.all_steps(tmp_path / "run" / "checkpoints") == [5]
+    assert checkpoint.all_steps(tmp_path / "run" / "checkpoints") == [5, 10]
     quietly(toy, tmp_path / "run")
-    quietly(toy, tmp_path / "whole")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
