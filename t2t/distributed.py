@@ -33,6 +33,8 @@ def join() -> None:
     """
     number, of = _number("JAX_PROCESS_ID"), _number("JAX_NUM_PROCESSES")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # JAX's default on CPUs knows one process only
+    # Programs that run side by side on a CPU may each hold some of the threads that the other waits for.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             process_id=number,

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t2t import distributed
 from t2t.errors import UserError
 from t2t.knobs import Count, Range
 
@@ -80,7 +81,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """Arranges the first devices into the (data, fsdp, model) grid that `config` asks for.
 
     Raises:
-        UserError: there are fewer devices than that, or -1 leaves some over.
+        UserError: there are fewer devices than that, or some are left over by -1 or where there are many processes.
     """
     here, inner = devices(), config.fsdp * config.model
     asked = f"--mesh.data {config.data} x --mesh.fsdp {config.fsdp} x --mesh.model {config.model}"
@@ -89,6 +90,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     shape = (len(here) // inner if config.data == -1 else config.data, config.fsdp, config.model)
     if (size := math.prod(shape)) > len(here):
         raise UserError(f"{asked} needs {size} devices; there are {len(here)} here ({here[0].platform})")
+    if size < len(here) and distributed.many():
+        raise UserError(f"{asked} leaves out some of the {len(here)} devices of this run's processes")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=here[:size])
 
 

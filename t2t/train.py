@@ -301,8 +301,13 @@ class Log:
 
 def _refuse_broken(state: TrainState, step: int) -> None:
     """Raises NotFinite when weights are not finite: a checkpoint of them would be the end of the run."""
-    if not jnp.isfinite(optax.tree.norm(state.params)):
+    if not _finite(state.params):
         raise NotFinite(step)
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array:
+    return jnp.isfinite(optax.tree.norm(params))
 
 
 # ------------------------------------------------------------------------------ Before the first step

@@ -115,7 +115,7 @@ def test_two_processes_train_and_evaluate_as_one(mesh, folder, alone):
     assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-3)
     assert found[0]["scores"] == found[1]["scores"]
     assert "sacrebleu" in said(folder, 0)
-    assert "sacrebleu" not in said(folder, 1) and "step" not in said(folder, 1)  # the first alone speaks
+    assert "sacrebleu" not in said(folder, 1) and "\nstep " not in said(folder, 1)  # the first alone speaks
 
 
 def test_a_signal_to_one_stops_both_and_one_process_goes_on(folder, alone):
@@ -138,9 +138,16 @@ def test_a_process_that_is_killed_ends_the_other(number, folder):
     processes = two(folder, "--run", f"killed-{number}", "--mesh.data", 8, *LONG)
     until_a_step(folder, processes)
     processes[number].kill()
+    assert processes[number].wait() == -signal.SIGKILL
     other = 1 - number
-    assert processes[other].wait(60) != 0
+    assert processes[other].wait(60) != 0  # or it hangs
     assert "another" in said(folder, other), said(folder, other)
+
+
+def test_a_mesh_that_leaves_out_a_process_is_refused(folder):
+    assert codes(two(folder, "--run", "half", "--mesh.data", 4)) == [2, 2]
+    for number in range(2):
+        assert "leaves out some of the 8 devices of this run's processes" in said(folder, number)
 
 
 def test_processes_that_were_not_started_alike_are_told(folder):
