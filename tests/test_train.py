@@ -201,9 +201,10 @@ def test_a_damaged_line_of_metrics_is_named(toy, tmp_path):
         run.read_metrics(where)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "model"), [(2, 2, 2)])
+@pytest.mark.parametrize(("data", "fsdp", "model"), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
     """Dropout is on. The tolerance is that of sums taken in another order, over three steps of Adam."""
+    toy = override(toy, {"model.num_heads": 8, "model.d_k": 4, "model.d_v": 4})
     state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))
     step = jax.jit(train.train_step, static_argnums=0)
     prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
