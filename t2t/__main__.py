@@ -191,7 +191,7 @@ def train(args: Args) -> int:
     from t2t.progress import Progress, say
 
     tree = _experiment(args)
-    folder = Path(args.run or f"runs/{tree.name}")
+    folder = _folder(args.run or f"runs/{tree.name}")
     from_step = None if args.from_step is None else knobs.read(args.from_step, knobs.Count, "from-step")
     say(
         f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
@@ -217,6 +217,12 @@ def train(args: Args) -> int:
         say(f"t2t: {stopped}")
         return 75
     return 0
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise UserError(f"--run {text}: a run folder is a path, not an address yet; mount the bucket and give its path")
+    return Path(text)
 
 
 def _nothing(*_: object) -> None:

@@ -215,6 +215,7 @@ MISTAKES = {
     "evaluate {tmp}/nowhere": "{tmp}/nowhere is not a run folder",
     "evaluate {run} --split tset": "invalid choice: 'tset'",
     "evaluate {run} --average 9": "has 3 checkpoint(s), too few to average 9",
+    "train quickstart --run gs://bucket/run": "--run gs://bucket/run: a run folder is a path, not an address yet",
     "evaluate {run} --model.d_ff 96": "--model.d_ff cannot change in a trained run",
     "translate {run} --beam 0": "--decoding.beam is a whole number, at least 1, not 0",
     "translate {run} --n_best 9": "--n_best 9 needs a beam as wide; --beam is 4",

@@ -82,7 +82,8 @@ def test_evaluation_writes_trees_and_their_scores(grammar, trained, evaluated):
     assert [" ".join(words(parse(line))) for line in outputs] == found.lines("sources")
     expected = brackets.scores(outputs, found.lines("references"))
     assert summary["scores"] == {name: score._asdict() for name, score in expected.items()}
-    assert found.summary["constraint"] == {"max_openings": 10, "lost": 0.5} and found.summary["outputs"] == {"repaired": 0}
+    assert found.summary["constraint"] == {"max_openings": 10, "lost": 0.5}
+    assert found.summary["outputs"] == {"repaired": 0}
 
 
 def test_a_run_that_goes_on_keeps_its_vocabularies(parts):
