@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t2t import storage
 from t2t.arguments import IDENTITY, OF_A_RUN, Option, Verb, build_parser, parse
 from t2t.errors import UserError, unknown
 
@@ -57,7 +58,7 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     average = knobs.read(args.average, knobs.Count, "average")
     if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
         raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.*, --task.* and --mesh.* can")
-    found, kept, vocabulary = run.load(Path(args.run))
+    found, kept, vocabulary = run.load(storage.folder(args.run))
     kept = dataclasses.replace(kept, mesh=MeshConfig(data=1))  # whatever it was trained on
     short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}
     given = {path: getattr(args, name) for name, path in short.items() if getattr(args, name, None) is not None}
@@ -191,7 +192,7 @@ def train(args: Args) -> int:
     from t2t.progress import Progress, say
 
     tree = _experiment(args)
-    folder = _folder(args.run or f"runs/{tree.name}")
+    folder = storage.folder(args.run or f"runs/{tree.name}")
     from_step = None if args.from_step is None else knobs.read(args.from_step, knobs.Count, "from-step")
     say(
         f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
@@ -217,12 +218,6 @@ def train(args: Args) -> int:
         say(f"t2t: {stopped}")
         return 75
     return 0
-
-
-def _folder(text: str) -> Path:
-    if "://" in text:
-        raise UserError(f"--run {text}: a run folder is a path, not an address yet; mount the bucket and give its path")
-    return Path(text)
 
 
 def _nothing(*_: object) -> None:
@@ -387,7 +382,7 @@ def compare(args: Args) -> None:
     from t2t.progress import say
     from t2t.run import paired
 
-    (first, task), (second, other) = (_newest_evaluation(Path(run), args.split) for run in (args.a, args.b))
+    (first, task), (second, other) = (_newest_evaluation(storage.folder(run), args.split) for run in (args.a, args.b))
     if (task.source, task.target) != (other.source, other.target):
         ours, others = f"{task.source} into {task.target}", f"{other.source} into {other.target}"
         raise UserError(f"{args.a} translates {ours}, but {args.b} {others}")
@@ -431,7 +426,7 @@ def report(args: Args) -> None:
 
     if args.markdown and args.json:
         raise UserError("--markdown and --json are two forms of one report: give one of them")
-    found = tables.rows(args.what, Path(args.runs) if args.runs else None, say)
+    found = tables.rows(args.what, storage.folder(args.runs) if args.runs else None, say)
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
@@ -442,7 +437,6 @@ def attention(args: Args) -> None:
     """t2t attention"""
     from t2t.knobs import Count, read
     from t2t.report import attention
-    from t2t.run import write
 
     if Path(args.out).suffix != ".svg":
         raise UserError(f"--out {args.out}: a picture is an .svg file")
@@ -452,7 +446,7 @@ def attention(args: Args) -> None:
     _, tree, vocabulary, params, _ = _loaded(args)
     source, target, weights = attention.cross_attention(tree, vocabulary, params, args.text)
     shown, name = attention.chosen(weights, layer, head)
-    write(Path(args.out), attention.picture(source, target, shown, f"decoder over source, {name}"))
+    storage.write(Path(args.out), attention.picture(source, target, shown, f"decoder over source, {name}"))
     print(args.out)
 
 
@@ -462,7 +456,7 @@ def average(args: Args) -> None:
     from t2t import run as runs
 
     run, _, _, params, steps = _loaded(args)
-    folder = Path(args.to or f"{run.folder}-average{len(steps)}")
+    folder = storage.folder(args.to or f"{run.folder}-average{len(steps)}")
     with runs.derive(run, folder, steps) as new:
         checkpoint.save_params(new.checkpoints, steps[-1], params)
     print(folder)

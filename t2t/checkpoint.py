@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from t2t import storage
 from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.experiment import Experiment
@@ -40,7 +41,7 @@ def writer(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
     with _writing(folder):
-        checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
+        checkpoints = ocp.CheckpointManager(storage.absolute(folder), options=options)
     with _quiet_threads():
         try:
             yield checkpoints
@@ -81,10 +82,10 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError:
         raise  # a device or another process, not the disk
-    except BROKEN as error:
+    except (*BROKEN, *storage.errors()) as error:
         raise UserError(
-            f"cannot write a checkpoint to {folder}: {_reason(error)}; those before it are kept, the same command goes "
-            "on from the last"
+            f"cannot write a checkpoint to {folder}: {storage.reason(error)}; those before it are kept, the same "
+            "command goes on from the last"
         ) from None
 
 
@@ -100,18 +101,21 @@ def set_aside(folder: Path, step: int, where: Path) -> list[int]:
         raise UserError(f"--from-step {step}: {folder} has no checkpoint of that step; there is {there}")
     later = [each for each in found if each > step]
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        if not storage.remote(where):
+            where.mkdir(parents=True, exist_ok=True)
         for each in later:
-            there = sum(1 for old in where.iterdir() if old.name.split(".")[0] == str(each))
-            (folder / str(each)).rename(where / (f"{each}.{there}" if there else str(each)))
-    except OSError as error:
-        raise UserError(f"cannot move checkpoints to {where}: {error.strerror}") from None
+            there = sum(1 for old in storage.content(where) if old.name.split(".")[0] == str(each))
+            storage.move(folder / str(each), where / (f"{each}.{there}" if there else str(each)))
+    except storage.errors() as error:
+        raise UserError(f"cannot move checkpoints to {where}: {storage.reason(error)}") from None
     return later
 
 
 def reader(folder: Path) -> ocp.CheckpointManager:
     """One that changes nothing: a run may be in training while it is read."""
-    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+    return ocp.CheckpointManager(
+        storage.absolute(folder), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+    )
 
 
 def save_params(folder: Path, step: int, params: Any) -> None:
@@ -131,7 +135,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, optimizer: 
         optimizer=ocp.args.StandardSave(optimizer),
         position=ocp.args.JsonSave(position),
     )
-    folder = Path(checkpoints.directory)
+    folder = storage.folder(str(checkpoints.directory))
     _check_room(folder, sum(x.nbytes for x in jax.tree.leaves((params, optimizer))))
     with _writing(folder):
         checkpoints.save(step, args=items)
@@ -139,7 +143,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, optimizer: 
 
 def _check_room(folder: Path, size: int) -> None:
     """Raises UserError when the disk has no room for a checkpoint of `size` bytes: better than half of one."""
-    if (free := shutil.disk_usage(folder).free) < size:
+    if not storage.remote(folder) and (free := shutil.disk_usage(folder).free) < size:
         raise UserError(
             f"cannot write a checkpoint to {folder}: it takes {size:,} bytes, {free:,} are free; those before it are "
             "kept, the same command goes on from the last"
@@ -162,7 +166,7 @@ def restore(
     try:
         found = _read(checkpoints, step, items)
     except UserError as error:
-        before = [each for each in all_steps(Path(checkpoints.directory)) if each < step]
+        before = [each for each in all_steps(storage.folder(str(checkpoints.directory))) if each < step]
         hint = f"; --from-step {before[-1]} goes on from the one before" if before else ""
         raise UserError(f"{error}{hint}") from None
     return found["params"], found["optimizer"], found["position"]
@@ -171,15 +175,10 @@ def restore(
 def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     try:
         return checkpoints.restore(step, args=items)
-    except BROKEN as error:
+    except (*BROKEN, *storage.errors()) as error:
         raise UserError(
-            f"cannot read the checkpoint {Path(checkpoints.directory) / str(step)}: {_reason(error)}"
+            f"cannot read the checkpoint {checkpoints.directory / str(step)}: {storage.reason(error)}"
         ) from None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what a library says of an error."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def abstract_params(experiment: Experiment) -> Any:
@@ -207,7 +206,10 @@ def steps(folder: Path, experiment: Experiment) -> list[int]:
 
 def all_steps(folder: Path) -> list[int]:
     """All checkpoints in `folder`, ascending."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    found = [path for path in storage.content(folder) if path.name.isdigit()] if folder.is_dir() else []
+    if storage.remote(folder):  # where nothing can be renamed, Orbax marks in another way what is whole
+        found = [path for path in found if ocp.utils.is_checkpoint_finalized(path)]
+    return sorted(int(path.name) for path in found)
 
 
 def load_params(

@@ -14,7 +14,7 @@ from t2t.decode import Hypothesis
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.lines import Line, most_tokens
-from t2t.run import write
+from t2t.storage import write
 from t2t.trees import TOP, Tree, bracketed
 
 BRACKETS = str.maketrans({"(": "-LRB-", ")": "-RRB-"})  # how treebanks write them inside of words

@@ -12,27 +12,27 @@ lock              held by the process that trains
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from t2t import distributed
+from t2t import distributed, storage
 from t2t import experiment as experiments
-from t2t.data.corpora import read_lines
-from t2t.data.prepare import UNFINISHED, Prepared
+from t2t.data.prepare import Prepared
 from t2t.data.vocabulary import Vocabularies
 from t2t.errors import UserError
 from t2t.experiment import Experiment
+from t2t.storage import UNFINISHED
 
+COPIED = 60  # seconds after which TensorBoard's files are copied to a bucket again
 VERSIONS = (
     "t2t",
     "jax",
@@ -84,27 +84,9 @@ class Run:
         return self.folder / "lock"
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all: beside its place, then renamed.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
 def write_json(path: Path, value: Any) -> None:
-    """`write` of an indented JSON value."""
-    write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """`storage.write` of an indented JSON value."""
+    storage.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 # ------------------------------------------------------------------------------ Making and opening
@@ -122,31 +104,16 @@ def open_for_training(folder: Path, experiment: Experiment, prepared: Prepared) 
     """
     run = Run(folder)
     _refuse_another(run, experiment, prepared)
-    try:
-        lock = open(run.lock, "a+")  # noqa: SIM115 - held until the end
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{folder} is in use by {lock.read() or 'another process'}: wait for it, or end it"
-            ) from None
-        except OSError as error:
-            raise UserError(f"cannot lock {run.lock}: {error.strerror}") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
+    with storage.held(run.lock):
         _refuse_another(run, experiment, prepared)  # what was there before may have been made since
         _remove_torn(run)
         yield run
-        lock.truncate(0)
 
 
 def _remove_torn(run: Run) -> None:
-    """Removes what processes left that ended while they wrote; none of them writes any more."""
+    """Removes what processes left that ended while they wrote; none of them writes any more. A bucket has no such."""
+    if storage.remote(run.folder):
+        return
     for folder in (run.folder, run.vocabulary):
         for path in folder.glob(f"*{UNFINISHED}"):
             path.unlink()
@@ -170,17 +137,18 @@ def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, ste
     }
     write_json(run.record, record)
     for name, content in prepared.vocabulary.files().items():  # after the record: with it a folder can be opened again
-        write(run.vocabulary / name, content)
+        storage.write(run.vocabulary / name, content)
 
 
 def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        there = [path for path in run.folder.iterdir() if path.suffix != UNFINISHED and path != run.lock]
-        if run.checkpoints in there and not [*run.checkpoints.iterdir()]:  # of a run that did not get to begin
+        if not storage.remote(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+        there = [path for path in storage.content(run.folder) if path.suffix != UNFINISHED and path != run.lock]
+        if run.checkpoints in there and not storage.content(run.checkpoints):  # of a run that did not get to begin
             there.remove(run.checkpoints)
-    except OSError as error:
-        raise UserError(f"cannot write {run.folder}: {error.strerror}") from None
+    except storage.errors() as error:
+        raise UserError(f"cannot write {run.folder}: {storage.reason(error)}") from None
     if run.record in there:
         _refuse_record(run, experiment, prepared)
     elif there:
@@ -211,12 +179,12 @@ def _refuse_record(run: Run, experiment: Experiment, prepared: Prepared) -> None
 
 def _read_record(run: Run) -> dict[str, Any]:
     try:
-        record = json.loads(run.record.read_text(encoding="utf-8"))
+        record = json.loads(run.record.read_bytes())
     except FileNotFoundError:
         there = "" if run.folder.is_dir() else ", and no such folder"
         raise UserError(f"{run.folder} is not a run folder: no experiment.json in it{there}") from None
-    except OSError as error:
-        raise UserError(f"{run.folder} is not a run folder: {run.record}: {error.strerror}") from None
+    except storage.errors() as error:
+        raise UserError(f"{run.folder} is not a run folder: {run.record}: {storage.reason(error)}") from None
     except ValueError as error:
         raise UserError(f"{run.record} is damaged: {error}") from None
     if not isinstance(record, dict) or not {"experiment", "vocabulary", "data", "parts"} <= record.keys():
@@ -264,15 +232,12 @@ def derive(run: Run, folder: Path, steps: list[int]) -> Iterator[Run]:
     """
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder with --to")
-    new = Run(folder.with_name(f"{folder.name}.{os.getpid()}{UNFINISHED}"))
-    try:
+    with storage.replaced(folder) as place:
+        new = Run(place)
         for file in run.vocabulary.iterdir():
-            write(new.vocabulary / file.name, file.read_bytes())
-        write_json(new.record, {**_read_record(run), "averaged": steps})
+            storage.write(new.vocabulary / file.name, file.read_bytes())
         yield new
-        new.folder.rename(folder)
-    finally:
-        shutil.rmtree(new.folder, ignore_errors=True)
+        write_json(new.record, {**_read_record(run), "averaged": steps})  # last: with it a folder is one of a run
 
 
 def commit() -> str:
@@ -292,21 +257,52 @@ def commit() -> str:
 # ------------------------------------------------------------------------------ Metrics
 
 
-def tensorboard(run: Run, step: int) -> SummaryWriter:
-    """A writer of TensorBoard's event files that hides what was written past `step`; a context manager."""
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+class Board:
+    """TensorBoard's files of a run. Those of a bucket are written on this machine, and copied there now and then."""
+
+    def __init__(self, run: Run, folder: Path, step: int) -> None:
+        """`folder`: where they are written. What was written past `step` is hidden."""
+        self._writer, self._written = SummaryWriter(str(folder), purge_step=step + 1), folder
+        self._to, self._copied = run.folder / "tensorboard", time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """The numbers of a row of metrics.jsonl."""
+        for name, value in row.items():
+            if name not in ("step", "split"):
+                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        if time.monotonic() - self._copied > COPIED:
+            self._copy()
+
+    def close(self) -> None:
+        """Nothing is added any more."""
+        self._writer.close()
+        self._copy()
+
+    def _copy(self) -> None:
+        self._writer.flush()
+        for path in self._written.iterdir() if self._written != self._to else ():
+            storage.write(self._to / path.name, path.read_bytes())
+        self._copied = time.monotonic()
 
 
-def append_metrics(run: Run, row: dict[str, Any], board: SummaryWriter) -> None:
-    """One more line of metrics.jsonl, and its numbers for TensorBoard."""
-    try:
-        with open(run.metrics, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {run.metrics}: {error.strerror}") from None
-    for name, value in row.items():
-        if name not in ("step", "split"):
-            board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+@contextlib.contextmanager
+def tensorboard(run: Run, step: int) -> Iterator[Board]:
+    """TensorBoard's files of a run that goes on after `step`."""
+    with contextlib.ExitStack() as stack:
+        folder = run.folder / "tensorboard"
+        if storage.remote(folder):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield stack.enter_context(contextlib.closing(Board(run, folder, step)))
+
+
+def append_metrics(run: Run, row: dict[str, Any], board: Board) -> None:
+    """One more line of metrics.jsonl, and its numbers for TensorBoard.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    storage.append(run.metrics, json.dumps(row, allow_nan=False))
+    board.add(row)
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
@@ -315,7 +311,7 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is damaged; names it.
     """
-    lines = run.metrics.read_text(encoding="utf-8").split("\n") if run.metrics.is_file() else []
+    lines = storage.read(run.metrics).split("\n") if run.metrics.exists() else []
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # after the last end of a line stands nothing, or a torn line
         try:
@@ -328,7 +324,7 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 def cut_metrics(run: Run, step: int) -> None:
     """Drops the rows past `step`, so that a resumed run writes each row once, and mends a torn last line."""
     rows = [row for row in read_metrics(run) if row["step"] <= step]
-    write(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    storage.write(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_batch(run: Run, step: int, pairs: list[tuple[str, str]]) -> Path:
@@ -349,12 +345,10 @@ def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: 
     folder = run.folder / "evaluations" / name
     if not distributed.first():
         return folder
-    beside = folder.with_name(f"{name}.{os.getpid()}{UNFINISHED}")
-    for kind, lines in texts.items():
-        write(beside / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
-    write_json(beside / "scores.json", summary)
-    shutil.rmtree(folder, ignore_errors=True)  # the same weights on the same data in the same way, evaluated before
-    beside.rename(folder)
+    with storage.replaced(folder) as place:  # the same weights on the same data in the same way, evaluated before
+        for kind, lines in texts.items():
+            storage.write(place / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
+        write_json(place / "scores.json", summary)  # last: with it a folder is one of an evaluation
     return folder
 
 
@@ -367,7 +361,7 @@ class Evaluation:
 
     def lines(self, kind: str) -> list[str]:
         """The "sources", "hypotheses" or "references"; raises UserError when the file is missing or broken."""
-        return list(read_lines(self.folder / f"{kind}.txt"))
+        return storage.read(self.folder / f"{kind}.txt").split("\n")[:-1]
 
 
 def evaluations(run: Run, split: str) -> list[Evaluation]:
@@ -378,16 +372,14 @@ def evaluations(run: Run, split: str) -> list[Evaluation]:
     """
     paths = (run.folder / "evaluations").glob("*/scores.json")
     found = [Evaluation(path.parent, _read_summary(path)) for path in paths if path.parent.suffix != UNFINISHED]
-    written = {each.folder: (each.folder / "scores.json").stat().st_mtime for each in found}
+    written = {each.folder: storage.modified(each.folder / "scores.json") for each in found}
     of_split = [each for each in found if each.summary["split"] == split]
     return sorted(of_split, key=lambda each: (each.summary["checkpoints"][-1], written[each.folder], each.folder))
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        summary = json.loads(storage.read(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(summary, dict) or not {"split", "checkpoints", "decoding"} <= summary.keys():

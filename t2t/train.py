@@ -198,7 +198,7 @@ def _opened(
 @contextlib.contextmanager
 def _begun(
     where: Run, experiment: Experiment, prepared: Prepared, mesh: Mesh, before: int
-) -> Iterator[run.SummaryWriter | None]:
+) -> Iterator[run.Board | None]:
     """Writes how this part of the run begins, in the first process; there, the writer of TensorBoard's files."""
     if not distributed.first():
         yield None
@@ -249,7 +249,7 @@ class NotFinite(Exception):
 class Log:
     """Sums of the steps since the last logged one, left on the device until they are asked for."""
 
-    def __init__(self, where: Run, board: run.SummaryWriter | None, before: dict[str, float]) -> None:
+    def __init__(self, where: Run, board: run.Board | None, before: dict[str, float]) -> None:
         """`board`: None where nothing is written. `before`: sums of steps not yet logged, from the checkpoint."""
         self._where, self._board = where, board
         self._total, self._pending = dict(before), []

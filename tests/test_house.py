@@ -22,9 +22,9 @@ from t2t.models.transformer import TransformerConfig
 ROOT = Path(t2t.__file__).parent.parent
 ORDER = re.findall(
     r"\w+",
-    "errors knobs trees drawing batch distributed sharding models loss optimizer metrics data decode constraints "
-    "memory experiment run checkpoint evaluate lines translate parse train cost launch report compilation progress "
-    "arguments __main__",
+    "errors storage knobs trees drawing batch distributed sharding models loss optimizer metrics data decode "
+    "constraints memory experiment run checkpoint evaluate lines translate parse train cost launch report compilation "
+    "progress arguments __main__",
 )  # low to high: a room imports itself and what stands before it
 
 

@@ -11,10 +11,11 @@ import pytest
 from t2t.data import prepare as preparing
 from t2t.data.cleaning import Cleaning
 from t2t.data.corpora import Embedded, Text
-from t2t.data.prepare import UNFINISHED, Sizes, overlap, prepare
+from t2t.data.prepare import Sizes, overlap, prepare
 from t2t.data.translation import Translation
 from t2t.data.vocabulary import Vocabulary, count_words
 from t2t.errors import UserError
+from t2t.storage import UNFINISHED
 
 SIZE = 200
 

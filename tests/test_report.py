@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from t2t import experiment
+from t2t import experiment, storage
 from t2t import run as runs
 from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import get, override
@@ -194,7 +194,7 @@ def test_a_run_stands_for_its_row(rows, make):
     run = make("mine", get("table3_base"))
     speeds = [{"step": i, "split": "train", "tokens_per_second": x} for i, x in enumerate((1.0, 700.0, 900.0))]
     lines = [*speeds, {"step": 3, "split": "dev", "perplexity": 5.0}]
-    runs.write(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
     found, err = rows()
     ours = found.table3_base["ours"]
     assert (found.table3_base["status"], found.table3_c_ff4096["status"], err) == ("run", "not run", "")
@@ -289,7 +289,7 @@ def damage(run, kind):
     elif kind == "checkpoints":
         scores.write_text(json.dumps({**summary, "checkpoints": []}))
     elif kind == "metrics":
-        runs.write(run.metrics, "{\n")
+        storage.write(run.metrics, "{\n")
 
 
 KINDS = ["record", "experiment", "parts", "vocabulary", "scores", "perplexity", "checkpoints", "metrics"]
@@ -307,7 +307,7 @@ def test_a_damaged_folder_is_named_and_left_out(rows, make, kind):
 def test_other_things_in_the_folder(rows, make, tmp_path):
     make("other", get("quickstart"))
     (tmp_path / "runs" / "notes.txt").write_text("")
-    (tmp_path / "runs" / f"x.1{runs.UNFINISHED}").mkdir()
+    (tmp_path / "runs" / f"x.1{storage.UNFINISHED}").mkdir()
     (tmp_path / "runs" / "empty").mkdir()
     found, err = rows()
     assert found.table3_base["status"] == "not run"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import toys
 
-from t2t import checkpoint, memory, run, train
+from t2t import checkpoint, memory, run, storage, train
 from t2t.errors import UserError
 from t2t.experiment import override
 
@@ -101,7 +101,7 @@ def test_killed_at_random_moments_a_run_is_the_uninterrupted_one(folder):
     code, said = ended(start(folder, *OFTEN, "--run", "killed"))
     assert code == 0, said
     assert_same(folder / "killed", folder / "whole")
-    left = [path for path in (folder / "killed").rglob("*") if path.suffix == run.UNFINISHED or "tmp" in path.name]
+    left = [path for path in (folder / "killed").rglob("*") if path.suffix == storage.UNFINISHED or "tmp" in path.name]
     assert left == []
 
 

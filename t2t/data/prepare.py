@@ -29,13 +29,13 @@ from t2t.data.linearisation import Counted, TreeVocabulary
 from t2t.data.task import Pair, Task, fingerprint
 from t2t.data.vocabulary import Vocabularies, Vocabulary, count_words
 from t2t.errors import UserError
+from t2t.storage import UNFINISHED
 
 FORMAT = 3  # raise it when the layout of a prepared folder changes
 TOKEN = np.dtype("<u2")  # ids of up to 65,536 pieces; larger vocabularies take <u4
 CHUNK = 10_000  # pairs tokenised at a time
 EVERY = 10.0  # seconds between two words of progress
 SIDES = ("source", "target")
-UNFINISHED = ".unfinished"  # ends the name of what is still being written
 
 Say = Callable[[str], None]
 

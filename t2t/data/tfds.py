@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from t2t.data.corpora import SPLITS, digest
-from t2t.data.prepare import UNFINISHED
 from t2t.data.task import Pair
 from t2t.errors import UserError, unknown
+from t2t.storage import UNFINISHED
 
 CHUNK = 1000  # records read at a time
 DATA_DIR = "~/tensorflow_datasets"  # TensorFlow Datasets' own default

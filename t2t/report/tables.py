@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2t import cost
+from t2t import cost, storage
 from t2t import experiment as experiments
 from t2t import run as runs
 from t2t.data.parsing import Parsing
@@ -146,7 +146,8 @@ def _kind(experiment: Experiment) -> dict[str, str | None]:
 def _runs(folder: Path, wanted: Mapping[str, Experiment], split: str, say: Say) -> dict[str, list[dict[str, Any]]]:
     """What the runs in a folder reached on a split, by the name of their experiment."""
     found = {name: [] for name in wanted}
-    for path in sorted(each for each in folder.glob("*/") if each.suffix != runs.UNFINISHED):
+    there = storage.content(folder) if folder.is_dir() else []
+    for path in sorted(each for each in there if each.is_dir() and each.suffix != storage.UNFINISHED):
         try:
             run, tree, _ = runs.load(path)
             if tree.name in wanted:
