@@ -73,6 +73,20 @@ def test_memory_of_a_device_falls(toy):
     assert found["model"]["temporaries"] < 0.8 * found["one"]["temporaries"]
 
 
+@pytest.fixture
+def compiled_anew():
+    """Nothing comes from the cache of compiled programs."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_no_array_is_made_whole_on_every_device_to_be_split_anew(toy, compiled_anew, capfd):
+    """XLA warns of it: where it finds no way from one layout to the next, it first gathers the array everywhere."""
+    cost.compiled(spread(toy, 2, 2, 2))
+    assert "rematerialization" not in capfd.readouterr().err
+
+
 def test_the_pure_step_runs_under_pmap(toy):
     """Each device takes its rows; the sums add up to those of the whole batch."""
     toy = override(toy, {"model.p_drop": 0.0})

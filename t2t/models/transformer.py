@@ -366,7 +366,8 @@ class Embedding(nn.Module):
         The embedding times √d_model plus the position's row, then dropout; PAD embeds to zero.
         """
         c = self.config
-        x = self.table[tokens] * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
+        table = constrain(self.table, "VD")  # whole rows, so that looking one up stays where its batch is
+        x = constrain(table[tokens], "BTD") * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
         x = x + self._rows(length or tokens.shape[1])[positions]
         return constrain(self.dropout(x, train=train).astype(c.dtype), "BTD")
 
