@@ -75,16 +75,14 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
 
 def _mesh(args: Args, tree: Any) -> Any:
     """The experiment's mesh, set until the verb ends; None where it is a single device."""
-    import jax
-
     from t2t import checkpoint
-    from t2t.sharding import check_layout, make_mesh
+    from t2t.sharding import check_layout, make_mesh, on
 
     mesh = make_mesh(tree.mesh)
     if mesh.size == 1:
         return None
     check_layout(mesh, checkpoint.abstract_params(tree))
-    args.stack.enter_context(jax.set_mesh(mesh))
+    args.stack.enter_context(on(mesh))
     return mesh
 
 

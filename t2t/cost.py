@@ -6,14 +6,15 @@ LENGTH tokens, on both sides, without padding. Only attention costs more a token
 """
 
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from t2t.batch import Batch, Sequences
@@ -25,6 +26,7 @@ from t2t.sharding import (
     by_rows,
     check_layout,
     make_mesh,
+    on,
     parts,
     shardings,
     spec,
@@ -149,12 +151,19 @@ def _flops(equation: JaxprEqn) -> int:
         return math.prod(into[0]) - math.prod(out[0])
     if name.startswith("scatter"):
         return math.prod(into[-1])
-    inside = [flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
+    inside = [flops(jaxpr) for jaxpr in _inside(params)]
     if not inside:
         return sum(map(math.prod, out))
     if name == "cond":
         return max(inside)
     return sum(inside) * (params["length"] if name == "scan" else 1)
+
+
+def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The functions among the parameters of a primitive."""
+    for each in itertools.chain.from_iterable(x if isinstance(x, tuple | list) else [x] for x in params.values()):
+        if isinstance(each, ClosedJaxpr | Jaxpr):
+            yield each.jaxpr if isinstance(each, ClosedJaxpr) else each
 
 
 def _shapes(variables: Iterable[Any]) -> list[tuple[int, ...]]:
@@ -233,7 +242,7 @@ def compiled(experiment: Experiment) -> dict[str, Any]:
         where = by_rows(mesh, "PB")
         batch = jax.tree.map(lambda x: placed((number, *x.shape), x.dtype, where), batch)
     step = jitted_step(experiment, mesh, layout)
-    with jax.set_mesh(mesh):
+    with on(mesh):
         found: Any = step.lower(state, batch).compile()
     sizes = found.memory_analysis()
     memory = {

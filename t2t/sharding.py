@@ -9,9 +9,11 @@ The model says what its axes are; the two tables below say over which axes of th
 Nothing else in the codebase mentions a mesh axis.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -93,6 +95,20 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if size < len(here) and distributed.many():
         raise UserError(f"{asked} leaves out some of the {len(here)} devices of this run's processes")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=here[:size])
+
+
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Inside, in this thread, JAX, `constrain` and `on_mesh` lay arrays out over `mesh`."""
+    token = _mesh.set(mesh)  # JAX before 0.8 does not say which devices its mesh has
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _mesh.reset(token)
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
@@ -200,8 +216,8 @@ def on_mesh(arrays: Any) -> Any:
 
     Rows that do not divide over it are filled up with zeros (padding).
     """
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    mesh = _mesh.get()
+    if mesh is None:
         return arrays
 
     def split(x: np.ndarray) -> jax.Array:
@@ -213,8 +229,8 @@ def on_mesh(arrays: Any) -> Any:
 
 def row_shares() -> int:
     """Over how many devices `on_mesh` splits rows."""
-    mesh = jax.sharding.get_mesh()
-    return 1 if mesh.empty else batch_shares(mesh)
+    mesh = _mesh.get()
+    return 1 if mesh is None else batch_shares(mesh)
 
 
 def gather(arrays: Any) -> Any:

@@ -30,7 +30,18 @@ from t2t.experiment import Experiment, override
 from t2t.loss import Sums, cross_entropy
 from t2t.models.dropout import rows_from
 from t2t.run import Run
-from t2t.sharding import batch_shares, check_layout, local_rows, make_mesh, parts, place, replicated, shardings, unboxed
+from t2t.sharding import (
+    batch_shares,
+    check_layout,
+    local_rows,
+    make_mesh,
+    on,
+    parts,
+    place,
+    replicated,
+    shardings,
+    unboxed,
+)
 
 Say = Callable[[str], None]
 Show = Callable[[int, float, float], None]
@@ -136,7 +147,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
             where = stack.enter_context(_opened(experiment, folder, prepared, config, say))
         distributed.check_equal("experiment and data", f"{experiment} {prepared.fingerprint}")
         stop = stack.enter_context(_signals())
-        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(on(mesh))
         # Two more than are averaged: those that a signal or the end of a part left between the regular ones.
         checkpoints = stack.enter_context(checkpoint.writer(where.checkpoints, experiment.average + 2))
         state, position = _begin(experiment, mesh, checkpoints)
@@ -407,7 +418,7 @@ def _compiled(experiment: Experiment, mesh: Mesh, state: TrainState, batches: Tr
     batches = batches.shared(_share(experiment, mesh))
 
     def compiled(batch: Batch) -> Any:
-        with jax.set_mesh(mesh):  # a mesh is set for one thread
+        with on(mesh):  # a mesh is set for one thread
             return step.lower(state, place(mesh, batch)).compile()
 
     empty = [batches.empty(bucket) for bucket in batches.epochs.buckets]
