@@ -282,6 +282,41 @@ def cost(args: Args) -> None:
     print(json.dumps(found, indent=1) if args.json else cost.table(found))
 
 
+def bench(args: Args) -> None:
+    """t2t bench"""
+    from t2t import bench, compilation, knobs, memory
+    from t2t.progress import say
+
+    if args.run and args.what != "decode":
+        raise UserError(f"--run gives the weights of `t2t bench decode`; {args.what} needs none")
+    tree, number = _experiment(args), knobs.read(args.number, knobs.Count, "number")
+    compilation.keep_compiled()
+    memory.keep_freed_memory()
+    if args.what == "decode":
+        params, vocabulary, weights = _weights(tree, args.run, say)
+        found = {**bench.decoding(tree, params, vocabulary, number, say), "weights": weights}
+    else:
+        found = {"train": bench.train, "input": bench.read}[args.what](tree, number, say)
+    print(json.dumps(found, indent=1) if args.json else bench.table(found))
+
+
+def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
+    """Those of a run, or random ones; with the vocabulary, and in words which they are."""
+    from t2t import checkpoint, run, train
+    from t2t.data.prepare import Sizes, prepare
+    from t2t.sharding import MeshConfig, make_mesh
+
+    if folder is None:
+        sizes = Sizes(tree.model.vocab_size, tree.model.target_vocab_size)
+        params = train.new_state(tree, make_mesh(MeshConfig(data=1))).params
+        return params, prepare(tree.task, sizes, say).vocabulary, "random: every output goes on to its limit"
+    found, kept, vocabulary = run.load(storage.folder(folder))
+    if kept.model != tree.model:
+        raise UserError(f"--run {folder}: its model is not that of {tree.name}; `t2t show` says what differs")
+    params, steps = checkpoint.load_params(found.checkpoints, kept)
+    return params, vocabulary, f"step {steps[-1]:,} of {folder}"
+
+
 def launch(args: Args) -> int:
     """t2t launch"""
     from t2t import knobs, launch
@@ -618,6 +653,19 @@ VERBS = (
             Option(
                 "--compile", {"action": "store_true", "help": "compile the training step too, for XLA's own figures"}
             ),
+        ),
+        "experiment",
+    ),
+    Verb(
+        "bench",
+        "how fast an experiment trains, decodes or reads its batches on this machine",
+        bench,
+        (
+            Option("what", {"choices": ["train", "decode", "input"], "help": "what is measured"}),
+            NAME,
+            Option("--number", {"metavar": "N", "default": "50", "help": "steps, batches or sentences; default 50"}),
+            Option("--run", {"metavar": "RUN", "help": "decode: with the weights of this run; else random ones"}),
+            JSON,
         ),
         "experiment",
     ),

@@ -6,6 +6,7 @@ process 0, the first, alone writes the run folder and speaks.
 
 import contextlib
 import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -32,16 +33,14 @@ def join() -> None:
         UserError: there is no such cluster, a variable is no number, or the others do not come.
     """
     number, of = _number("JAX_PROCESS_ID"), _number("JAX_NUM_PROCESSES")
+    patience: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT}
+    if "shutdown_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:  # since JAX 0.8
+        patience["shutdown_timeout_seconds"] = HEARTBEAT
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # JAX's default on CPUs knows one process only
     # Programs that run side by side on a CPU may each hold some of the threads that the other waits for.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(
-            process_id=number,
-            num_processes=of,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
-        )
+        jax.distributed.initialize(process_id=number, num_processes=of, **patience)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UserError(

@@ -142,7 +142,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         with distributed.together():
             sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
             prepared = prepare(experiment.task, sizes, say)
-            batches = TrainingBatches(prepared, experiment.batching, experiment.seed, _share(experiment, mesh))
+            batches = TrainingBatches(prepared, experiment.batching, experiment.seed, share(experiment, mesh))
             dev = _splits_to_come(experiment, batches, prepared)
             where = stack.enter_context(_opened(experiment, folder, prepared, config, say))
         distributed.check_equal("experiment and data", f"{experiment} {prepared.fingerprint}")
@@ -158,7 +158,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
         say(_numbers(experiment, mesh, state, batches.epochs))
         compiled, experiment = _compile(experiment, mesh, state, batches, config.auto_accumulate, say)
-        batches = batches.shared(_share(experiment, mesh))
+        batches = batches.shared(share(experiment, mesh))
         with distributed.together():
             board = stack.enter_context(_begun(where, experiment, prepared, mesh, before))
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
@@ -342,18 +342,23 @@ def describe_devices(mesh: Mesh) -> str:
 
 def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from and the position that belongs to it, born in their layout over the mesh."""
-    key = jax.random.key(experiment.seed)
-    abstract = abstract_state(experiment)
-    layout = shardings(mesh, abstract)
     step = checkpoints.latest_step()
     if step is None:
-        state = jax.jit(lambda key: unboxed(init_state(experiment, key)), out_shardings=layout)(key)
-        return state, {"data": {"next_index": 0}, "sums": {}}
+        return new_state(experiment, mesh), {"data": {"next_index": 0}, "sums": {}}
+    abstract = abstract_state(experiment)
+    layout = shardings(mesh, abstract)
     shapes = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unboxed(abstract), layout
     )
     params, optimizer, position = checkpoint.restore(checkpoints, step, shapes.params, shapes.optimizer)
     return TrainState(jax.device_put(jnp.int32(step), replicated(mesh)), params, optimizer), position
+
+
+def new_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """The state before the first step, born in its layout over the mesh."""
+    layout = shardings(mesh, abstract_state(experiment))
+    made = jax.jit(lambda key: unboxed(init_state(experiment, key)), out_shardings=layout)
+    return made(jax.random.key(experiment.seed))
 
 
 def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epochs) -> str:
@@ -367,7 +372,7 @@ def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epoc
     )
 
 
-def _share(experiment: Experiment, mesh: Mesh) -> Callable[[Bucket], np.ndarray]:
+def share(experiment: Experiment, mesh: Mesh) -> Callable[[Bucket], np.ndarray]:
     """Which rows of a bucket's batches this process computes, in as many parts as they take."""
 
     def rows_of(bucket: Bucket) -> np.ndarray:
@@ -391,7 +396,7 @@ def _compile(
     names = ", ".join(f"{b.rows} x {b.room.source}|{b.room.target}" for b in buckets)
     say(f"compiling the training step for {len(buckets)} batch shapes ({names})")
     begin = time.monotonic()
-    compiled = _compiled(experiment, mesh, state, batches)
+    compiled = compiled_steps(experiment, mesh, state, batches)
     say(f"compiled in {time.monotonic() - begin:.0f} s")
     room = min((int(each) for each in distributed.exchange(str(memory.room(mesh)))), default=0)
     if not room:
@@ -412,10 +417,10 @@ def _compile(
     return fits, smaller
 
 
-def _compiled(experiment: Experiment, mesh: Mesh, state: TrainState, batches: TrainingBatches) -> Compiled:
+def compiled_steps(experiment: Experiment, mesh: Mesh, state: TrainState, batches: TrainingBatches) -> Compiled:
     """The training step for each batch shape, by `shapes_of` its batches."""
     step = jitted_step(experiment, mesh, jax.tree.map(lambda x: x.sharding, state))
-    batches = batches.shared(_share(experiment, mesh))
+    batches = batches.shared(share(experiment, mesh))
 
     def compiled(batch: Batch) -> Any:
         with on(mesh):  # a mesh is set for one thread
@@ -434,7 +439,7 @@ def _fitting(
     tokens = max(-(-b.rows * max(b.room) // batch_shares(mesh)) for b in buckets)
     while (tokens := tokens // 2) >= max(batches.epochs.buckets[-1].room):
         smaller = override(experiment, {"mesh.tokens_per_device": tokens})
-        compiled = _compiled(smaller, mesh, state, batches)
+        compiled = compiled_steps(smaller, mesh, state, batches)
         if _needed(compiled) <= room:
             return compiled, smaller
     return None
