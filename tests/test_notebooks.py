@@ -98,7 +98,7 @@ def install(tmp_path, monkeypatch):
 
         def pip(command, **_):
             calls.append((command[1:], Path(command[command.index("--constraint") + 1]).read_text().split()))
-            return SimpleNamespace(returncode=int(failing), stdout="t2t 0.1.0 depends on jax>=0.9")
+            return SimpleNamespace(returncode=int(failing), stdout="t2t 0.1.0 depends on jax>=0.7.2")
 
         found = [SimpleNamespace(name=name, version=version) for name, version in installed.items()]
         monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
@@ -144,9 +144,9 @@ def test_without_an_address_nothing_is_installed(install):
 
 def test_jax_that_is_too_old_ends_the_notebook(install, tmp_path, capsys):
     clone(tmp_path)
-    with pytest.raises(SystemExit, match=r"newer jax than this runtime has \(0\.7\.2\)"):
-        install({"jax": "0.7.2"}, failing=True)
-    assert "depends on jax>=0.9" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"newer jax than this runtime has \(0\.6\.2\)"):
+        install({"jax": "0.6.2"}, failing=True)
+    assert "depends on jax>=0.7.2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", [PATHS[0], PATHS[2]], ids=lambda path: path.stem)
