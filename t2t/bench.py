@@ -5,6 +5,7 @@ Where parts of a measurement are timed one by one, their median and quartiles ar
 """
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from t2t.data.pipeline import TrainingBatches, read_ahead
 from t2t.data.prepare import Sizes, prepare
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, override
 from t2t.sharding import make_mesh, on, place, unboxed
 from t2t.train import abstract_state, compiled_steps, describe_devices, new_state, shapes_of, share, train_step
 
@@ -158,7 +159,8 @@ def _steps(state: Any, compiled: Any, mesh: jax.sharding.Mesh, batches: Training
 
 
 def _flops(experiment: Experiment, shapes: Any) -> int:
-    """Those of a training step on a batch of these shapes."""
+    """Those of a training step on a batch of these shapes, as `cost.cost` counts them."""
+    experiment = override(experiment, {"mesh.logits_per_device": math.prod(shapes[1])})
     sides = (jax.ShapeDtypeStruct(shape, "int32") for shape in shapes)
     batch = Batch(*(Sequences(side, side, side) for side in sides))
     traced = jax.make_jaxpr(lambda state, batch: train_step(experiment, state, batch))

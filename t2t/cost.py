@@ -18,7 +18,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from t2t.batch import Batch, Sequences
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, override
+from t2t.loss import slices
 from t2t.sharding import (
     ACTIVATIONS,
     abstract_mesh,
@@ -60,7 +61,9 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     """
     mesh, state, batch = abstract_mesh(experiment.mesh), abstract_state(experiment), abstract_batch(experiment)
     check_layout(mesh, state.params)
-    step = jax.make_jaxpr(functools.partial(train_step, experiment))(unboxed(state), batch)
+    # What a slice of logits makes again to save memory is no work that the model asks for.
+    whole = override(experiment, {"mesh.logits_per_device": batch.target.tokens.size})
+    step = jax.make_jaxpr(functools.partial(train_step, whole))(unboxed(state), batch)
     per_step = flops(step.jaxpr)
     total = per_step * experiment.train_steps
     return {
@@ -178,20 +181,22 @@ def memory(experiment: Experiment, mesh: AbstractMesh, state: TrainState) -> dic
 
     `parameters`, `optimizer_state` and `gradients` are split as their layout says. `activations` are what the model
     keeps of its forward pass for the backward pass, for the rows that one device has at a time; that heads and d_ff are
-    split too is left out of account, which is too much where --mesh.model is above 1. `logits` are there twice:
-    themselves and their gradient. So are the gradients where the batch is computed in parts: their sum, and a part's.
+    split too is left out of account, which is too much where --mesh.model is above 1. `logits`, of one slice, are there
+    twice: themselves and their gradient. So are the gradients where the batch is computed in parts: their sum, and a
+    part's.
     """
     layout, (number, part) = shardings(mesh, state), abstract_parts(experiment, mesh)
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), part)
     logits, kept = forward(experiment, unboxed(state.params), mine)
     split = NamedSharding(mesh, spec("BTV", ACTIVATIONS)).shard_shape((*part.target.tokens.shape, logits.shape[-1]))
+    number_of_slices = slices(split[0], split[1], experiment.mesh.logits_per_device)
     parameters = _bytes(unboxed(state.params), layout.params)
     items = {
         "parameters": parameters,
         "optimizer_state": _bytes(unboxed(state.optimizer), layout.optimizer),
         "gradients": parameters * min(number, 2),
         "activations": sum(math.prod(x.shape) * x.dtype.itemsize for x in kept),
-        "logits": 2 * math.prod(split) * logits.dtype.itemsize,
+        "logits": 2 * math.prod(split) * logits.dtype.itemsize // number_of_slices,
     }
     return {**items, "total": sum(items.values())}
 

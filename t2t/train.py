@@ -27,7 +27,7 @@ from t2t.data.prepare import SIDES, Prepared, Sizes, prepare
 from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment, override
-from t2t.loss import Sums, cross_entropy
+from t2t.loss import Sums, in_slices, slices
 from t2t.models.dropout import rows_from
 from t2t.run import Run
 from t2t.sharding import (
@@ -39,6 +39,7 @@ from t2t.sharding import (
     parts,
     place,
     replicated,
+    row_shares,
     shardings,
     unboxed,
 )
@@ -97,8 +98,13 @@ def _gradient(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[
 
     def loss(params: Any, part: Batch, first_row: jax.Array | int) -> tuple[jax.Array, Sums]:
         with rows_from(first_row):
-            logits = model.apply(params, part.source, part.target, train=True, rngs={"dropout": key})
-        sums = cross_entropy(logits, part.target.tokens, part.target.segments, experiment.label_smoothing)
+            rngs = {"dropout": key}
+            y = model.apply(params, part.source, part.target, train=True, rngs=rngs, method="hidden")
+        target, segments, _ = part.target
+        number = slices(-(-len(target) // row_shares()), target.shape[1], experiment.mesh.logits_per_device)
+        sums = in_slices(
+            lambda y: model.apply(params, y, method="logits"), y, target, segments, experiment.label_smoothing, number
+        )
         return sums["loss"] / tokens, sums
 
     gradient = jax.grad(loss, has_aux=True)

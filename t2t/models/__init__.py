@@ -10,8 +10,9 @@ class Architecture(Protocol):
     """A frozen dataclass of an architecture's knobs.
 
     The module that it builds is called with source [B S], target [B T] (`t2t.batch.Sequences`) and `train`, and gives
-    logits [B T V]. For decoding it has `encode`, `start` and `step` and names the axes of its cache by `cache_axes`, as
-    `t2t.models.transformer.Transformer` does.
+    logits [B T V]; training calls its two halves, `hidden` (the same arguments to [B T D]) and `logits`, so that logits
+    need not be there all at once. For decoding it has `encode`, `start` and `step` and names the axes of its cache by
+    `cache_axes`, as `t2t.models.transformer.Transformer` does.
     """
 
     @property

@@ -90,6 +90,10 @@ class Transformer(nn.Module):
 
     def __call__(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S], target [B T] -> float32 logits [B T V]: position t predicts target token t."""
+        return self.logits(self.hidden(source, target, train=train))
+
+    def hidden(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
+        """Source [B S], target [B T] -> the decoder's output [B T D], which `logits` takes."""
         memory = self.encode(source, train=train)
         y = self.target_embedding(shift_right(target), target.positions, train=train)
         self_mask = Mask(target.segments, target.segments, causal=True)
@@ -98,7 +102,10 @@ class Transformer(nn.Module):
         def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
             return decoder(y, self_mask, memory, memory_mask, train=train), None
 
-        y, _ = self._scan(layer, self.decoder, y, None)
+        return self._scan(layer, self.decoder, y, None)[0]
+
+    def logits(self, y: jax.Array) -> jax.Array:
+        """Y [B T D] -> float32 logits [B T V]."""
         return self.target_embedding.logits(y)
 
     def encode(self, source: Sequences, *, train: bool = False) -> jax.Array:
