@@ -80,6 +80,10 @@ class TreeAutomaton(NamedTuple):
             | (ends[..., None] & (jnp.arange(len(self.opens)) == EOS))
         )
 
+    def rows(self, index: jax.Array) -> "TreeAutomaton":
+        """`Automaton.rows`."""
+        return self._replace(sets=jnp.asarray(self.sets)[index], words=jnp.asarray(self.words)[index])
+
     def _tags(self, at: Stack) -> jax.Array:
         """The tags that each hypothesis's next word may have, bool [B K V]; of one that has had all, the last's."""
         place = jnp.clip(self.words[:, None] - at.words, 0, self.sets.shape[1] - 1)

@@ -19,6 +19,9 @@ from t2t.sharding import gather, on_mesh, row_shares
 
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
+FEW = 4  # a search whose rows are done but for one in so many goes on with those alone
+LEAST = 8  # rows of the smallest array that it goes on with: each size is compiled
+
 Params = Any
 
 
@@ -66,6 +69,10 @@ class Automaton(Protocol):
 
     def advance(self, at: Any, token: jax.Array) -> Any:
         """The state after `token` [B K]."""
+        ...
+
+    def rows(self, index: jax.Array) -> "Automaton":
+        """The automaton of these rows of the batch alone."""
         ...
 
 
@@ -138,18 +145,54 @@ def beam_search(
     at = automaton and automaton.start(beams)
     state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
-    def advance(state: Beams) -> Beams:
-        last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
-        logits, cache = model.apply(params, state.cache, last, method="step")
-        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha, automaton)
-
-    state = jax.lax.while_loop(lambda s: ~s.done.all(), advance, state)
+    state = _search(model, params, state, limits, alpha, automaton)
     unfinished = (state.scores == NEVER).all(1)[:, None]
     living_scores = state.log_probs / length_penalty(limits, alpha)[:, None]
     return Found(
         jnp.where(unfinished[..., None], state.living, state.finished),
         jnp.where(unfinished, living_scores, state.scores),
     )
+
+
+def _search(
+    model: Any, params: Params, state: Beams, limits: jax.Array, alpha: jax.Array, automaton: Automaton | None
+) -> Beams:
+    """Token after token until all rows are done. When few are left, the search goes on with an array of these alone.
+
+    In what comes back `length`, `cache` and `at` are those of the whole array at that time.
+    """
+
+    def advance(state: Beams) -> Beams:
+        last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
+        logits, cache = model.apply(params, state.cache, last, method="step")
+        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha, automaton)
+
+    few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
+    state = jax.lax.while_loop(lambda s: (~s.done).sum() > few, advance, state)
+    if not few:
+        return state
+    left = jnp.argsort(state.done)[:few]  # those that are not done, and some that are and stay as they are
+    rest = _search(
+        model,
+        params,
+        Beams(
+            state.length,
+            *(x[left] for x in state[1:6]),
+            cache={name: _rows_of(x, model.cache_axes[name], left) for name, x in state.cache.items()},
+            at=jax.tree.map(lambda x: x[left], state.at),
+        ),
+        limits[left],
+        alpha,
+        automaton and automaton.rows(left),
+    )
+    return state._replace(
+        **{name: getattr(state, name).at[left].set(getattr(rest, name)) for name in Beams._fields[1:6]}
+    )
+
+
+def _rows_of(x: jax.Array, axes: str, rows: jax.Array) -> jax.Array:
+    """Of a leaf of the cache, the slices at `rows` of its axis `B`."""
+    return x.take(rows, axis=axes.index("B")) if "B" in axes else x
 
 
 def _next_beams(

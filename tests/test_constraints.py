@@ -84,6 +84,17 @@ def assert_same(ours, theirs):
 # ------------------------------------------------------------------------------ Properties
 
 
+def test_going_on_with_few_rows_changes_nothing(monkeypatch):
+    """16 rows, then the last 4: the automaton of these alone."""
+    whole = search(3, sources(0, LENGTHS), 3, 0)
+    decode.beam_search.clear_cache()
+    monkeypatch.setattr(decode, "LEAST", 4)
+    few = search(3, sources(0, LENGTHS), 3, 0)
+    decode.beam_search.clear_cache()
+    for ours, theirs in zip(few, whole, strict=True):
+        assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("extra_length", [0, 1, 3, 40])
 @pytest.mark.parametrize("how", ["greedy", 1, 4, 21])

@@ -190,3 +190,34 @@ def test_restrict_keeps_the_top_k_and_the_nucleus():
     assert kept(0, 0.6) == [False, True, False, True]
     assert kept(0, 0.75) == [False, True, True, True]
     assert kept(1, 0.9) == [False, True, False, False]
+
+
+# ------------------------------------------------------------------------------ Few rows left
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
+    """Rows of very different limits, some of them empty, so that arrays of 64, 16 and 4 rows are gone through."""
+    rng = np.random.default_rng(0)
+    sources = [[*rng.integers(2, 5, rng.integers(1, 7)).tolist(), EOS] for _ in range(64)]
+    limits = np.where(rng.random(64) < 0.1, 0, rng.integers(1, 5, 64))
+    limits[rng.permutation(64)[:12]] = rng.integers(8, 24, 12)
+    sizes = []
+
+    def search(least):
+        decode.beam_search.clear_cache()
+        monkeypatch.setattr(decode, "LEAST", least)
+        step = Transformer.step
+
+        def noted(self, cache, tokens):
+            sizes.append(len(tokens))
+            return step(self, cache, tokens)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Transformer, "step", noted)
+            return beams(sources, limits.tolist(), beam, 0.6, 24)
+
+    for ours, theirs in zip(search(4), search(1000), strict=True):
+        assert_same(ours, theirs)
+    assert {64, 16, 4} <= set(sizes)
+    decode.beam_search.clear_cache()
