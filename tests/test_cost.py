@@ -139,13 +139,16 @@ def test_memory_of_the_state_is_what_real_arrays_take(sizes):
     assert found["memory_per_device"]["optimizer_state"] == here(state.optimizer)
 
 
+WHOLE = {"mesh.tokens_per_device": 8192, "mesh.logits_per_device": 8192}  # in one part, the logits in one slice
+
+
 @pytest.mark.parametrize(
     ("sizes", "parameters", "activations", "logits"),
     [((8, 1, 1), 1, 8, 8), ((1, 8, 1), 8, 8, 8), ((1, 1, 2), 2, 1, 2), ((16, 4, 1), 4, 64, 64)],
 )
 def test_memory_is_divided_over_the_mesh(sizes, parameters, activations, logits):
     """Or nearly: the bias of d_ff is whole on every device of fsdp, and norms are on those of model."""
-    experiment = override(QUICKSTART, {"batching.tokens": 8192, "mesh.tokens_per_device": 8192})
+    experiment = override(QUICKSTART, {"batching.tokens": 8192, **WHOLE})
     spread = override(experiment, dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), sizes, strict=True)))
     whole, part = (cost.cost(each, None)["memory_per_device"] for each in (experiment, spread))
     assert whole["parameters"] / part["parameters"] == pytest.approx(parameters, rel=0.02)
@@ -156,7 +159,7 @@ def test_memory_is_divided_over_the_mesh(sizes, parameters, activations, logits)
 
 
 def test_a_batch_in_parts_takes_the_memory_of_one():
-    experiment = override(QUICKSTART, {"batching.tokens": 8192, "mesh.data": 1, "mesh.tokens_per_device": 8192})
+    experiment = override(QUICKSTART, {"batching.tokens": 8192, "mesh.data": 1, **WHOLE})
     whole, parts = (cost.cost(override(experiment, {"mesh.tokens_per_device": most}), None) for most in (8192, 1024))
     assert (whole["parts"], parts["parts"]) == (1, 8)
     assert whole["flops_per_step"] == parts["flops_per_step"]

@@ -38,7 +38,15 @@ class BagOfWords(nn.Module):
 
     def __call__(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
         """source [B S], target [B T] -> logits [B T V]."""
-        return self._logits(self.encode(source), shift_right(target))
+        return self.logits(self.hidden(source, target, train=train))
+
+    def hidden(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
+        """source [B S], target [B T] -> what logits are made of, [B T D]."""
+        return self.encode(source)[:, None] + self.table[shift_right(target)]
+
+    def logits(self, y: jax.Array) -> jax.Array:
+        """y [B T D] -> logits [B T V]."""
+        return jnp.einsum("BTD,VD->BTV", y, self.table)
 
     def encode(self, source: Sequences) -> jax.Array:
         """source [B S] -> memory [B D]."""
@@ -51,7 +59,4 @@ class BagOfWords(nn.Module):
 
     def step(self, cache: dict[str, jax.Array], tokens: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The last tokens [B K] -> logits [B K V], cache."""
-        return self._logits(cache["memory"], tokens), cache
-
-    def _logits(self, memory: jax.Array, tokens: jax.Array) -> jax.Array:
-        return jnp.einsum("BTD,VD->BTV", memory[:, None] + self.table[tokens], self.table)
+        return self.logits(cache["memory"][:, None] + self.table[tokens]), cache
