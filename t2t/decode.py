@@ -19,8 +19,10 @@ from t2t.sharding import gather, on_mesh, row_shares
 
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
-FEW = 4  # a search whose rows are done but for one in so many goes on with those alone
-LEAST = 8  # rows of the smallest array that it goes on with: each size is compiled
+FEW = 2  # a search whose rows are done but for one in so many goes on with those alone
+LEAST = 16  # rows of the smallest array that it goes on with: each size is compiled
+BLOCK = 32  # entries of the vocabulary that are looked at together for the largest
+GROWTH = 2  # the cache begins with room for outputs as long as the sources, and grows so many times when that is full
 
 Params = Any
 
@@ -112,14 +114,13 @@ class Beams(NamedTuple):
     at: Any  # the state of the automaton, if there is one
 
 
-@functools.partial(jax.jit, static_argnames=("model", "beams", "max_length"))
 def beam_search(
     model: Any,
     params: Params,
     source: Sequences,
     limits: jax.Array,
     beams: int,
-    alpha: jax.Array,
+    alpha: jax.Array | float,
     max_length: int,
     automaton: Automaton | None = None,
 ) -> Found:
@@ -135,17 +136,38 @@ def beam_search(
     Departure: the authors' first code lets any of the 2 K candidates end. Here, as in most later code, one must be
     among the best K, so that a single beam is exactly greedy decoding.
     """
+    limits = jnp.asarray(limits, jnp.int32)
+    room = min(source.tokens.shape[1], max_length)
+    state = _begin(model, params, source, limits, beams, room, max_length, automaton)
+    state = _search(model, params, state, limits, jnp.float32(alpha), automaton)
+    return _found(state, limits, alpha)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "beams", "room", "max_length"))
+def _begin(
+    model: Any,
+    params: Params,
+    source: Sequences,
+    limits: jax.Array,
+    beams: int,
+    room: int,
+    max_length: int,
+    automaton: Automaton | None,
+) -> Beams:
+    """Before the first token, with a cache for `room` of them."""
     memory = model.apply(params, source, method="encode")
-    cache = model.apply(params, source, memory, beams, max_length, method="start")
+    cache = model.apply(params, source, memory, beams, room, method="start")
     b = limits.shape[0]
     empty = jnp.full((b, beams, max_length), PAD, jnp.int32)
     # All beams begin alike: only the first may have offspring in the first step.
     first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)
     never = jnp.full((b, beams), NEVER)
     at = automaton and automaton.start(beams)
-    state = Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
+    return Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
-    state = _search(model, params, state, limits, alpha, automaton)
+
+@jax.jit
+def _found(state: Beams, limits: jax.Array, alpha: jax.Array) -> Found:
     unfinished = (state.scores == NEVER).all(1)[:, None]
     living_scores = state.log_probs / length_penalty(limits, alpha)[:, None]
     return Found(
@@ -159,44 +181,99 @@ def _search(
 ) -> Beams:
     """Token after token until all rows are done. When few are left, the search goes on with an array of these alone.
 
-    In what comes back `length`, `cache` and `at` are those of the whole array at that time.
+    In what comes back there is no cache and no `at`.
     """
+    few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
+    max_length = state.living.shape[2]
+    while True:
+        state, left = _advancing(jax.default_backend())(model, params, state, limits, alpha, automaton, few)
+        room = _room(model, state.cache)
+        if int(left) <= few or room is None or room == max_length:
+            break
+        state = state._replace(cache=_grown(model, state.cache, min(GROWTH * room, max_length)))
+    answers = state._replace(cache=None, at=None)
+    if int(left) == 0:
+        return answers
+    rows, *rest = _rows_left(model, state, limits, automaton, few)
+    return _put(answers, rows, _search(model, params, rest[0], rest[1], alpha, rest[2]))
+
+
+def _advance(
+    model: Any,
+    params: Params,
+    state: Beams,
+    limits: jax.Array,
+    alpha: jax.Array,
+    automaton: Automaton | None,
+    few: int,
+) -> tuple[Beams, jax.Array]:
+    """Token after token until at most `few` rows are left or the cache is full -> (state, rows that are left)."""
 
     def advance(state: Beams) -> Beams:
         last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
         logits, cache = model.apply(params, state.cache, last, method="step")
-        return _next_beams(model.cache_axes, state._replace(cache=cache), logits, limits, alpha, automaton)
+        return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton)
 
-    few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
-    state = jax.lax.while_loop(lambda s: (~s.done).sum() > few, advance, state)
-    if not few:
-        return state
-    left = jnp.argsort(state.done)[:few]  # those that are not done, and some that are and stay as they are
-    rest = _search(
-        model,
-        params,
-        Beams(
-            state.length,
-            *(x[left] for x in state[1:6]),
-            cache={name: _rows_of(x, model.cache_axes[name], left) for name, x in state.cache.items()},
-            at=jax.tree.map(lambda x: x[left], state.at),
-        ),
-        limits[left],
-        alpha,
-        automaton and automaton.rows(left),
+    room = _room(model, state.cache) or state.living.shape[2]
+    left = lambda state: (~state.done).sum()  # noqa: E731
+    state = jax.lax.while_loop(lambda s: (left(s) > few) & (s.length < room), advance, state)
+    return state, left(state)
+
+
+@functools.cache
+def _advancing(platform: str) -> Callable[..., tuple[Beams, jax.Array]]:
+    """`_advance`, compiled. On a CPU XLA copies the whole cache for every token unless it is told to look closely."""
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
+    return jax.jit(_advance, static_argnames=("model", "few"), donate_argnames="state", compiler_options=options)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "few"))
+def _rows_left(
+    model: Any, state: Beams, limits: jax.Array, automaton: Automaton | None, few: int
+) -> tuple[jax.Array, Beams, jax.Array, Automaton | None]:
+    """The rows that are not done, and some that are, which stay so: (their indices, and all that is theirs)."""
+    rows = jnp.argsort(state.done)[:few]
+    fewer = Beams(
+        state.length,
+        *(x[rows] for x in state[1:6]),
+        cache=_each(lambda x, axes: x.take(rows, axes.index("B")) if "B" in axes else x, model, state.cache),
+        at=jax.tree.map(lambda x: x[rows], state.at),
     )
-    return state._replace(
-        **{name: getattr(state, name).at[left].set(getattr(rest, name)) for name in Beams._fields[1:6]}
+    return rows, fewer, limits[rows], automaton and automaton.rows(rows)
+
+
+@jax.jit
+def _put(answers: Beams, rows: jax.Array, part: Beams) -> Beams:
+    names = Beams._fields[1:6]
+    return answers._replace(**{name: getattr(answers, name).at[rows].set(getattr(part, name)) for name in names})
+
+
+def _each(change: Callable[[jax.Array, str], jax.Array], model: Any, cache: Any) -> Any:
+    """The cache with change(array, its letters) in the place of each array."""
+    return {name: jax.tree.map(lambda x: change(x, model.cache_axes[name]), part) for name, part in cache.items()}  # noqa: B023
+
+
+def _room(model: Any, cache: Any) -> int | None:
+    """Tokens that a cache has room for; None: any number."""
+    return next(
+        (jax.tree.leaves(cache[name])[0].shape[a.index("T")] for name, a in model.cache_axes.items() if "T" in a), None
     )
 
 
-def _rows_of(x: jax.Array, axes: str, rows: jax.Array) -> jax.Array:
-    """Of a leaf of the cache, the slices at `rows` of its axis `B`."""
-    return x.take(rows, axis=axes.index("B")) if "B" in axes else x
+@functools.partial(jax.jit, static_argnames=("model", "room"))
+def _grown(model: Any, cache: Any, room: int) -> Any:
+    """The cache with room for so many tokens: zeros, as where nothing has been written."""
+
+    def grow(x: jax.Array, axes: str) -> jax.Array:
+        if "T" not in axes:
+            return x
+        return jnp.pad(x, [(0, room - size if axis == "T" else 0) for axis, size in zip(axes, x.shape, strict=True)])
+
+    return _each(grow, model, cache)
 
 
 def _next_beams(
-    axes: dict[str, str],
+    model: Any,
     state: Beams,
     logits: jax.Array,
     limits: jax.Array,
@@ -204,10 +281,8 @@ def _next_beams(
     automaton: Automaton | None,
 ) -> Beams:
     """One token further: logits [B K V] for the next token of every living hypothesis."""
-    b, k, v = logits.shape
-    log_probs = _log_probs(logits, automaton, state.at, limits - state.length) + state.log_probs[..., None]
-    top, choice = jax.lax.top_k(log_probs.reshape(b, k * v), 2 * k)
-    beam, token = choice // v, choice % v
+    k = logits.shape[1]
+    top, beam, token = _candidates(logits, state, limits, automaton)
     tokens = _take(state.living, beam, 1)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.length, axis=2)
     length = state.length + 1
@@ -232,7 +307,38 @@ def _next_beams(
     at = state.at
     if automaton:
         at = automaton.advance(jax.tree.map(lambda x: _take(x, parent, 1), at), _take(token, kept, 1))
-    return Beams(length, living, log_probs, finished, scores, done, reorder(state.cache, axes, parent), at)
+    return Beams(length, living, log_probs, finished, scores, done, reorder(model, state.cache, parent), at)
+
+
+def _candidates(
+    logits: jax.Array, state: Beams, limits: jax.Array, automaton: Automaton | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The 2 K best ways to go on: log-probability, hypothesis and token, [B 2K] each.
+
+    None is beyond the 2 K best of its own hypothesis. So without an automaton the vocabulary need not be normalised.
+    """
+    b, k, v = logits.shape
+    if automaton:
+        ranked, log_z = _log_probs(logits, automaton, state.at, limits - state.length), jnp.zeros((b, k))
+    else:
+        ranked, log_z = jnp.where(jnp.arange(v) == PAD, NEVER, logits), jax.nn.logsumexp(logits, axis=-1)
+    ranked, tokens = _top_k(ranked, min(2 * k, v))
+    log_probs = ranked + (state.log_probs - log_z)[..., None]
+    top, choice = jax.lax.top_k(log_probs.reshape(b, -1), 2 * k)
+    return top, choice // ranked.shape[-1], _take(tokens.reshape(b, -1), choice, 1)
+
+
+def _top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` of x [B K V] in two stages: the k largest are in the k blocks whose largest is largest."""
+    v = x.shape[-1]
+    if v < 2 * k * BLOCK:
+        return jax.lax.top_k(x, k)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, -v % BLOCK)), constant_values=NEVER)
+    blocks = padded.reshape(*x.shape[:2], -1, BLOCK)
+    _, best = jax.lax.top_k(blocks.max(-1), k)
+    chosen = jnp.take_along_axis(blocks, best[..., None], axis=2)
+    largest, at = jax.lax.top_k(chosen.reshape(*x.shape[:2], -1), k)
+    return largest, jnp.take_along_axis(best, at // BLOCK, axis=2) * BLOCK + at % BLOCK
 
 
 def _log_probs(logits: jax.Array, automaton: Automaton | None, at: Any, left: jax.Array) -> jax.Array:
@@ -241,16 +347,16 @@ def _log_probs(logits: jax.Array, automaton: Automaton | None, at: Any, left: ja
     return automaton.constrain(log_probs, at, left) if automaton else log_probs
 
 
-def reorder(cache: dict[str, jax.Array], axes: dict[str, str], parent: jax.Array) -> dict[str, jax.Array]:
+def reorder(model: Any, cache: Any, parent: jax.Array) -> Any:
     """The cache after beam i of each sentence became a child of beam parent[b, i]; parent [B K]."""
-    return {name: _take_beams(x, axes[name], parent) for name, x in cache.items()}
 
+    def take(x: jax.Array, axes: str) -> jax.Array:
+        if "K" not in axes:
+            return x
+        shape = [parent.shape["BK".index(a)] if a in "BK" else 1 for a in axes]
+        return jnp.take_along_axis(x, parent.reshape(shape), axis=axes.index("K"))
 
-def _take_beams(x: jax.Array, axes: str, parent: jax.Array) -> jax.Array:
-    if "K" not in axes:
-        return x
-    shape = [parent.shape["BK".index(a)] if a in "BK" else 1 for a in axes]
-    return jnp.take_along_axis(x, parent.reshape(shape), axis=axes.index("K"))
+    return _each(take, model, cache)
 
 
 def _take(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:

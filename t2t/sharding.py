@@ -3,7 +3,8 @@
 Every array axis in t2t has a one-letter name, the same letter in einsums, docstrings and here:
 
     N layers   B batch   T query length   S key length   D d_model   F d_ff
-    H heads    k d_k     v d_v            V vocabulary   K beam         P parts of a batch
+    H heads    k d_k     v d_v            V vocabulary   P parts of a batch
+    K beam     J place of a beam in the decoding cache
 
 The model says what its axes are; the two tables below say over which axes of the mesh each letter is split.
 Nothing else in the codebase mentions a mesh axis.
@@ -43,6 +44,7 @@ ACTIVATIONS: Layout = {
     "P": None,
     "B": ("data", "fsdp"),
     "K": None,
+    "J": None,
     "T": None,
     "S": None,
     "D": None,

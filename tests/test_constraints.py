@@ -87,10 +87,8 @@ def assert_same(ours, theirs):
 def test_going_on_with_few_rows_changes_nothing(monkeypatch):
     """16 rows, then the last 4: the automaton of these alone."""
     whole = search(3, sources(0, LENGTHS), 3, 0)
-    decode.beam_search.clear_cache()
     monkeypatch.setattr(decode, "LEAST", 4)
     few = search(3, sources(0, LENGTHS), 3, 0)
-    decode.beam_search.clear_cache()
     for ours, theirs in zip(few, whole, strict=True):
         assert_same(ours, theirs)
 

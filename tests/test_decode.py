@@ -1,6 +1,7 @@
 """Beam search against brute force and a plain Python reading; the cache against teacher forcing; sampling."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -102,21 +103,24 @@ def test_the_cache_is_as_its_letters_say():
     source = fill([[3, 1], [4, 5, 1]], 2, 7)
     memory = model.apply(params, source, method=Transformer.encode)
     cache = model.apply(params, source, memory, 6, 9, method=Transformer.start)
-    sizes = dict(N=2, B=2, K=6, T=9, S=7, H=3, k=4, v=5)
-    assert {name: x.shape for name, x in cache.items()} == {
-        name: tuple(sizes[a] for a in axes) for name, axes in model.cache_axes.items()
-    }
+    sizes = dict(B=2, K=6, J=6, T=9, S=7, H=3, k=4, v=5)
+    assert cache.keys() == model.cache_axes.keys()
+    assert len(cache.pop("layers")) == 2
+    for name, axes in model.cache_axes.items() - {("layers", "")}:
+        layers = jax.tree.leaves(cache[name])
+        assert len(layers) == (2 if "H" in axes else 1)
+        assert {x.shape for x in layers} == {tuple(sizes[a] for a in axes)}
 
 
 def test_reorder_takes_each_beam_from_its_parent():
-    axes = {"index": "", "keys": "NBKT", "memory": "BS"}
+    model = SimpleNamespace(cache_axes={"index": "", "keys": "NBKT", "memory": "BS"})
     cache = {
         "index": jnp.array(3),
         "keys": jnp.arange(2 * 2 * 3 * 1).reshape(2, 2, 3, 1),
         "memory": jnp.arange(4).reshape(2, 2),
     }
     parent = jnp.array([[2, 2, 0], [1, 0, 1]])
-    moved = decode.reorder(cache, axes, parent)
+    moved = decode.reorder(model, cache, parent)
     for n in range(2):
         for b in range(2):
             for k in range(3):
@@ -197,7 +201,7 @@ def test_restrict_keeps_the_top_k_and_the_nucleus():
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
-    """Rows of very different limits, some of them empty, so that arrays of 64, 16 and 4 rows are gone through."""
+    """Rows of very different limits, some of them empty, so that arrays of 64, 32 ... and 4 rows are gone through."""
     rng = np.random.default_rng(0)
     sources = [[*rng.integers(2, 5, rng.integers(1, 7)).tolist(), EOS] for _ in range(64)]
     limits = np.where(rng.random(64) < 0.1, 0, rng.integers(1, 5, 64))
@@ -205,7 +209,7 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
     sizes = []
 
     def search(least):
-        decode.beam_search.clear_cache()
+        decode._advancing("cpu").clear_cache()
         monkeypatch.setattr(decode, "LEAST", least)
         step = Transformer.step
 
@@ -219,5 +223,21 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
 
     for ours, theirs in zip(search(4), search(1000), strict=True):
         assert_same(ours, theirs)
-    assert {64, 16, 4} <= set(sizes)
-    decode.beam_search.clear_cache()
+    assert set(sizes) == {64, 32, 16, 8, 4}
+    decode._advancing("cpu").clear_cache()
+
+
+def test_a_cache_that_grows_finds_the_same():
+    """The cache begins as long as the array of sources: here 8 and 24, of 24."""
+    params, limits = toys.params(TINY), np.array([24, 17, 9])
+    few, whole = (decode.beam_search(MODEL, params, fill(SOURCES, 3, s), limits, 3, 2.0, 24) for s in (8, 24))
+    assert (np.asarray(few.tokens) != 0).sum(-1).max() > 16  # grown twice
+    np.testing.assert_array_equal(few.tokens, whole.tokens)
+    np.testing.assert_allclose(few.scores, whole.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 63, 64, 1000, 1001])
+def test_the_largest_are_found_in_two_stages(size):
+    x = jax.random.normal(jax.random.key(size), (3, 2, size))
+    for ours, plain in zip(decode._top_k(x, 5), jax.lax.top_k(x, 5), strict=True):
+        np.testing.assert_array_equal(ours, plain)

@@ -20,9 +20,9 @@ from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.sharding import constrain, named
+from t2t.sharding import constrain, named, unboxed
 
-Cache = dict[str, jax.Array]
+Cache = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +70,18 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
-    # The decoding cache, a letter an axis. The memory's keys and values have no `K`: a sentence's beams share them.
+    # The decoding cache, a letter an axis; of what has `H` there is an array a layer. Keys and values stay in the place
+    # `J` of the beam that wrote them when beams change places: `places` says where each position of a hypothesis lies.
+    # The memory's have no `J`: a sentence's beams share them. `layers`: the weights, taken apart once, not every step.
     cache_axes = {
         "index": "",
-        "keys": "NBKTHk",
-        "values": "NBKTHv",
-        "memory_keys": "NBSHk",
-        "memory_values": "NBSHv",
+        "places": "BKT",
+        "keys": "BHkJT",
+        "values": "BHJTv",
+        "memory_keys": "BHkS",
+        "memory_values": "BHSv",
         "memory_segments": "BS",
+        "layers": "",
     }
 
     def setup(self) -> None:
@@ -123,33 +127,40 @@ class Transformer(nn.Module):
         c, b = self.config, memory.shape[0]
 
         def layer(decoder: DecoderLayer, carry: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            return carry, decoder.cross_attention.keys_and_values(memory)
+            keys, values = decoder.cross_attention.keys_and_values(memory)
+            return carry, (jnp.einsum("BSHk->BHkS", keys), jnp.einsum("BSHv->BHSv", values))
 
         _, (memory_keys, memory_values) = self._scan(layer, self.decoder, None, None)
         return {
             "index": jnp.zeros((), jnp.int32),
-            "keys": jnp.zeros((c.num_layers, b, beams, max_length, c.num_heads, c.d_k), c.dtype),
-            "values": jnp.zeros((c.num_layers, b, beams, max_length, c.num_heads, c.d_v), c.dtype),
-            "memory_keys": memory_keys,
-            "memory_values": memory_values,
+            "places": jnp.zeros((b, beams, max_length), jnp.int32),  # counted from 1; 0: nothing is written there
+            "keys": tuple(jnp.zeros((c.num_layers, b, c.num_heads, c.d_k, beams, max_length), c.dtype)),
+            "values": tuple(jnp.zeros((c.num_layers, b, c.num_heads, beams, max_length, c.d_v), c.dtype)),
+            "memory_keys": tuple(memory_keys),
+            "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
+            "layers": _taken_apart(self.decoder.variables["params"], c.num_layers),
         }
 
     def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
         """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
-        index, (b, k) = cache["index"], tokens.shape
-        max_length = cache["keys"].shape[3]
+        index, (b, k, max_length) = cache["index"], cache["places"].shape
         y = self.target_embedding(tokens, jnp.full((b, k), index), train=False, length=max_length)
-        seen = jnp.broadcast_to(jnp.arange(max_length) <= index, (b * k, max_length)).astype(jnp.int32)
-        # Hypotheses of a sentence stand where queries stand: one look at the shared memory serves them all.
-        memory_mask = Mask(jnp.ones((b, k), jnp.int32), cache["memory_segments"])
-
-        def layer(decoder: DecoderLayer, y: jax.Array, kept: Cache) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            return decoder.step(y, index, kept, Mask(jnp.ones((b * k, 1), jnp.int32), seen), memory_mask)
-
-        kept = {name: cache[name] for name in ("keys", "values", "memory_keys", "memory_values")}
-        y, (keys, values) = self._scan(layer, self.decoder, y, kept)
-        return self.target_embedding.logits(y), {**cache, "index": index + 1, "keys": keys, "values": values}
+        beam = jnp.arange(1, k + 1)[:, None]
+        places = jax.lax.dynamic_update_slice_in_dim(cache["places"], jnp.tile(beam, (b, 1, 1)), index, axis=2)
+        seen = (places[:, :, None, :] == beam).reshape(b, k, k * max_length)  # [B K JT]
+        memory_seen = (cache["memory_segments"] != 0)[:, None, :]  # [B 1 S]
+        keys, values = [], []
+        layer = DecoderLayer(self.config, parent=None)
+        for i, weights in enumerate(cache["layers"]):  # no scan: it would copy weights and cache for every token
+            kept = {name: cache[name][i] for name in ("keys", "values", "memory_keys", "memory_values")}
+            y, (new_keys, new_values) = layer.apply(
+                {"params": weights}, y, index, kept, seen, memory_seen, method="step"
+            )
+            keys.append(new_keys)
+            values.append(new_values)
+        cache = cache | {"index": index + 1, "places": places, "keys": tuple(keys), "values": tuple(values)}
+        return self.target_embedding.logits(y), cache
 
     def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
         """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
@@ -162,6 +173,12 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: None},  # Linen asks for the mesh axis of `N`: none
         )
         return scan(layer, carry, per_layer)
+
+
+def _taken_apart(stacked: Any, layers: int) -> tuple[Any, ...]:
+    """Weights with `N` in front as a tree a layer."""
+    leaves, tree = jax.tree.flatten(unboxed(stacked))
+    return tuple(jax.tree.unflatten(tree, [x[i] for x in leaves]) for i in range(layers))
 
 
 class EncoderLayer(nn.Module):
@@ -203,17 +220,20 @@ class DecoderLayer(nn.Module):
         return self.residual_3(y, self.feed_forward(y), train=train)
 
     def step(
-        self, y: jax.Array, index: jax.Array, kept: Cache, self_mask: "Mask", memory_mask: "Mask"
+        self, y: jax.Array, index: jax.Array, kept: Cache, seen: jax.Array, memory_seen: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """One position of every hypothesis, y [B K D], with this layer's slice of the cache -> (y, keys and values)."""
-        b, k, d = y.shape
+        """One position of every hypothesis, y [B K D], with this layer's part of the cache -> (y, keys and values).
+
+        seen [B K JT], memory_seen [B 1 S]: True where a hypothesis may look.
+        """
         new_keys, new_values = self.self_attention.keys_and_values(y)
-        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys[:, :, None], index, axis=2)
-        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values[:, :, None], index, axis=2)
-        flat_keys, flat_values = (x.reshape(b * k, *x.shape[2:]) for x in (keys, values))
-        attended = self.self_attention(y.reshape(b * k, 1, d), flat_keys, flat_values, self_mask)
-        y = self.residual_1(y, attended.reshape(b, k, d), train=False)
-        attended = self.cross_attention(y, kept["memory_keys"], kept["memory_values"], memory_mask)
+        new_keys, new_values = jnp.einsum("BJHk->BHkJ", new_keys), jnp.einsum("BJHv->BHJv", new_values)
+        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys[..., None], index, axis=4)
+        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values[:, :, :, None], index, axis=3)
+        b, h, d_k, *_ = keys.shape
+        flat = keys.reshape(b, h, d_k, -1), values.reshape(b, h, -1, values.shape[-1])  # [B H k JT], [B H JT v]
+        y = self.residual_1(y, self.self_attention.step(y, *flat, seen), train=False)
+        attended = self.cross_attention.step(y, kept["memory_keys"], kept["memory_values"], memory_seen)
         y = self.residual_2(y, attended, train=False)
         return self.residual_3(y, self.feed_forward(y), train=False), (keys, values)
 
@@ -232,7 +252,10 @@ class Residual(nn.Module):
         return constrain(layer_norm(x, scale, bias).astype(self.config.dtype), "BTD")
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+LAYER_NORM_EPSILON = 1e-6
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = LAYER_NORM_EPSILON) -> jax.Array:
     """Ba et al. 2016 over the last axis, in float32. x [... D], scale and bias [D] -> [... D]."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
@@ -307,6 +330,17 @@ class MultiHeadAttention(nn.Module):
             return self.dropout(weights, train=train)
 
         return self.output(attention(self.query(x), keys, values, mask, change))
+
+    def step(self, x: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+        """Equation (1) while decoding: queries from x [B K D] over keys [B H k S] and values [B H S v] -> [B K D].
+
+        seen [B K S] or [B 1 S]: True where a hypothesis may look. As plain products of matrices in these layouts the
+        two small products are several times faster on a CPU than as those of `attention`.
+        """
+        q = self.query(x).swapaxes(1, 2)  # [B H K k]
+        scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min))
+        return self.output(jnp.matmul(weights.astype(values.dtype), values).swapaxes(1, 2))
 
 
 class Linear(nn.Module):

@@ -1,0 +1,84 @@
+"""Weights elsewhere give what they give here."""
+
+import dataclasses
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from t2t import decode
+from t2t.batch import EOS
+from t2t.data.vocabulary import Vocabularies, Vocabulary
+from t2t.decode import DecodingConfig
+from t2t.errors import UserError
+from t2t.interop import ctranslate2 as ours
+
+WORDS = ["ein", "eine", "haus", "am", "wald", "wind", "dein", "main", "saum"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    pieces = Vocabulary.train({word: 9 - i for i, word in enumerate(WORDS)}, 24)
+    return Vocabularies(pieces, pieces)
+
+
+@pytest.fixture(scope="module", params=["sinusoid", "learned"])
+def exported(request, vocabulary, tmp_path_factory):
+    """(model, weights, CTranslate2's translator) of a random Transformer."""
+    engine = pytest.importorskip("ctranslate2")
+    config = toys.config(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8, positions=request.param)
+    params = toys.params(config, scale=1.0)
+    folder = tmp_path_factory.mktemp("exported") / request.param
+    ours.write(config, params, vocabulary, folder)
+    return config.build(), params, engine.Translator(str(folder), inter_threads=1, intra_threads=1)
+
+
+def pieces(vocabulary, sentences):
+    return [vocabulary.source.pieces(ids[:-1]) for ids in sentences]
+
+
+def test_ctranslate2_scores_as_we_do(exported, vocabulary):
+    model, params, engine = exported
+    rng = np.random.default_rng(0)
+    pairs = [[[*rng.integers(2, 24, n).tolist(), EOS] for n in rng.integers(1, 8, 2)] for _ in range(20)]
+    found = decode.forced_scores(model, params, toys.batch_of(pairs, rows=20))
+    theirs = engine.score_batch(*(pieces(vocabulary, side) for side in zip(*pairs, strict=True)))
+    np.testing.assert_allclose(found, [sum(each.log_probs) for each in theirs], atol=1e-4 * 9)
+
+
+def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
+    """Greedy, up to the limit: CTranslate2's beam search has other rules for when to end."""
+    model, params, engine = exported
+    rng = np.random.default_rng(1)
+    sources = [[*rng.integers(2, 24, n).tolist(), EOS] for n in rng.integers(1, 9, 50)]
+    found = dict(decode.decode(model, params, sources, DecodingConfig(beam=1, extra_length=3)))
+    pad = vocabulary.source.pieces([0])
+    for i, source in enumerate(sources):
+        (theirs,) = engine.translate_batch(
+            pieces(vocabulary, [source]), beam_size=1, max_decoding_length=len(source) + 3, suppress_sequences=[pad]
+        )
+        assert theirs.hypotheses[0] == vocabulary.source.pieces(found[i][0].tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"d_v": 4}, "CTranslate2 has d_k = d_v = d_model / heads only, not d_k 8, d_v 4, 2 heads, d_model 16"),
+        ({"target_vocab_size": 9}, "CTranslate2 takes runs with a shared vocabulary, not parsers"),
+    ],
+)
+def test_what_ctranslate2_cannot_express_is_refused(change, said, vocabulary, tmp_path):
+    pytest.importorskip("ctranslate2")
+    config = dataclasses.replace(toys.config(vocab_size=24, d_model=16, num_heads=2, d_k=8, d_v=8), **change)
+    with pytest.raises(UserError, match=said):
+        ours.write(config, {}, vocabulary, tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_ctranslate2_one_line_says_what_to_install(vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.setitem(sys.modules, "ctranslate2.specs", None)
+    with pytest.raises(UserError, match=r"pip install 't2t\[ctranslate2\]'"):
+        ours.write(toys.config(), {"params": jnp.zeros(1)}, vocabulary, tmp_path / "folder")
