@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t import bench, checkpoint, run, storage
+from t2t.experiment import Experiment, differences, get
 from t2t.interop import ctranslate2
 
 HERE = Path(__file__).parent
@@ -71,16 +71,17 @@ def result(options: argparse.Namespace, about: Any, answers: dict[str, list[dict
     """What is kept: rates and ratios with their spread, and all that it takes to ask again."""
     rates = {name: [each["sentences"] / each["seconds"] for each in found] for name, found in answers.items()}
     ours = rates["t2t float32"]
-    _, experiment, _ = run.load(storage.folder(options.run))
+    where, experiment, _ = run.load(storage.folder(options.run))
     model: Any = experiment.model
     return {
         "what": f"{options.what}, beam {BEAM}, {int(answers['t2t float32'][0]['sentences']):,} sentences",
         "model": f"{model.num_layers}+{model.num_layers} layers, d_model {model.d_model}, {model.vocab_size:,} pieces",
-        "data": experiment.name,
+        "trained": _training(experiment, where.checkpoints),
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "machine": f"{_processor()}, {options.threads} threads; Python {platform.python_version()}",
         "commit": _commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": f"python benchmarks/peers.py {options.what} {Path(options.run).name} --peers PEERS/bin/python "
+        f"--sentences {options.sentences} --rounds {options.rounds} --threads {options.threads} --name {options.name}",
         "versions": f"jax {importlib.metadata.version('jax')}, ctranslate2 {about['CTranslate2 float32']['version']}",
         "engines": {
             name: {
@@ -92,6 +93,13 @@ def result(options: argparse.Namespace, about: Any, answers: dict[str, list[dict
             for name, found in answers.items()
         },
     }
+
+
+def _training(experiment: Experiment, checkpoints: Any) -> str:
+    """The command that trained the weights, and how far."""
+    changed = differences(get(experiment.name), experiment)
+    words = " ".join(f"--{name} {value}" for name, (_, value) in changed.items())
+    return f"t2t train {experiment.name} {words} # step {max(checkpoint.all_steps(checkpoints))}"
 
 
 def _processor() -> str:
@@ -132,10 +140,11 @@ def _section(found: dict[str, Any]) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"`{found['data']}`'s test sentences, {found['when']}, {found['machine']}; {found['versions']}; "
-            f"commit {found['commit']}:",
+            f"{found['when']}, {found['machine']}; {found['versions']}; commit {found['commit']}.",
+            "How the weights were trained, and what was run:",
             "",
             "```text",
+            found["trained"],
             found["command"],
             "```",
             "",
