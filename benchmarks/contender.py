@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+Found = dict[str, float]
 
-def serve(work: Callable[[], dict[str, float]], **about: Any) -> None:
+
+def serve(work: Callable[[], Found], after: Callable[[], Found] = dict, **about: Any) -> None:
     """Does `work` once unmeasured, then once a line of standard input; a line of JSON answers each.
 
-    `work` returns what it counted. The first answer has `about` and "first_seconds"; the others have "seconds" too.
-    Standard output is for answers alone.
+    `work` returns what it counted. The first answer has `about` and "first_seconds"; the others have "seconds", and
+    what `after` finds, which is not timed. Standard output is for answers alone.
     """
     answers, sys.stdout = sys.stdout, sys.stderr
     begin = time.perf_counter()
@@ -20,4 +22,5 @@ def serve(work: Callable[[], dict[str, float]], **about: Any) -> None:
     for _ in sys.stdin:
         begin = time.perf_counter()
         found = work()
-        print(json.dumps({**found, "seconds": time.perf_counter() - begin}), file=answers, flush=True)
+        found["seconds"] = time.perf_counter() - begin
+        print(json.dumps({**found, **after()}), file=answers, flush=True)

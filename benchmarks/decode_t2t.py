@@ -6,11 +6,10 @@ from pathlib import Path
 
 from contender import serve
 
-from t2t import checkpoint, compilation, decode, memory, run, storage
+from t2t import checkpoint, compilation, decode, run, storage
 
 if __name__ == "__main__":
     compilation.keep_compiled()
-    memory.keep_freed_memory()
     folder, sources, beam = sys.argv[1:]
     where, experiment, _ = run.load(storage.folder(folder))
     params, _ = checkpoint.load_params(where.checkpoints, experiment)

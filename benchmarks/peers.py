@@ -1,10 +1,13 @@
-"""t2t beside its peers: the same weights and sentences, each engine in a process of its own, one after the other.
+"""t2t beside its peers: the same sizes, sentences and budget, each engine in a process of its own, one after the other.
 
-    python -m venv peers && peers/bin/pip install ctranslate2
-    python benchmarks/peers.py decode RUN --peers peers/bin/python [--sentences 1000] [--rounds 5] [--threads 2]
+    python -m venv peers && peers/bin/pip install ctranslate2 torch joeynmt importlib_metadata jax flax optax
+    git clone https://github.com/google/flax
+    python benchmarks/peers.py decode RUN --peers peers/bin/python --name decode_small
+    python benchmarks/peers.py train EXPERIMENT --peers peers/bin/python --flax flax/examples/wmt --name train_small
 
 Every round asks each engine once, so that a machine whose speed drifts is as fast for one as for the other; a ratio is
 of two answers of one round. What was found is kept in benchmarks/results, and BENCHMARKS.md is written from all of it.
+Knobs of the experiment may follow `train`, as for `t2t train`.
 """
 
 import argparse
@@ -17,31 +20,145 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from t2t import bench, checkpoint, run, storage
-from t2t.experiment import Experiment, differences, get
+from t2t.batch import Batch
+from t2t.experiment import Experiment, differences, get, override
 from t2t.interop import ctranslate2
+from t2t.sharding import make_mesh
 
 HERE = Path(__file__).parent
 BEAM = 4
 ROWS = 32  # sentences CTranslate2 decodes at a time: of 32 and 64 the faster on two cores
+MANY = 300  # at most so many of our batches are taken apart for those of the peers
+OURS = "t2t"
 
 
-def contenders(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
-    """The command of each engine; what they read is written to `folder`."""
-    where, experiment, vocabulary = run.load(storage.folder(options.run))
+class Comparison(NamedTuple):
+    """What is asked of whom."""
+
+    what: str
+    unit: str  # what is counted: sentences or tokens
+    experiment: Experiment
+    how: list[str]  # commands that lead to it
+    engines: dict[str, list[str]]  # the command of each; the first is OURS
+
+
+def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
+    """Test sentences of a run by its own weights; what the engines read is written to `folder`."""
+    where, experiment, vocabulary = run.load(storage.folder(options.subject))
     params, _ = checkpoint.load_params(where.checkpoints, experiment)
     pairs = [pair for _, pair in zip(range(options.sentences), experiment.task.pairs("test"), strict=False)]
     ids = vocabulary.encode(pairs)[0]
     sources, weights = folder / "sources.json", folder / "ctranslate2"
     sources.write_text(json.dumps({"ids": ids, "pieces": [vocabulary.source.pieces(each[:-1]) for each in ids]}))
     ctranslate2.write(experiment.model, params, vocabulary, weights)
-    found = {"t2t float32": [sys.executable, str(HERE / "decode_t2t.py"), options.run, str(sources), str(BEAM)]}
+    engines = {OURS: _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, BEAM)}
     for kind in ("float32", "int8"):
-        words = [options.peers, HERE / "decode_ctranslate2.py", weights, sources, BEAM, kind, ROWS, options.threads]
-        found[f"CTranslate2 {kind}"] = [str(word) for word in words]
+        script = HERE / "decode_ctranslate2.py"
+        words = _words(options.peers, script, weights, sources, BEAM, kind, ROWS, options.threads)
+        engines[f"CTranslate2 {kind}"] = words
+    trained = f"t2t train {_changed(experiment)} # step {max(checkpoint.all_steps(where.checkpoints))}"
+    what = f"decode, beam {BEAM}, {len(ids):,} sentences"
+    return Comparison(what, "sentences", experiment, [trained, _command(options)], engines)
+
+
+def training(folder: Path, options: argparse.Namespace) -> Comparison:
+    """Steps of an experiment; the peers' batches are written to `folder`."""
+    knobs = {flag[2:]: value for flag, value in zip(options.knobs[::2], options.knobs[1::2], strict=True)}
+    experiment = override(get(options.subject), knobs)
+    trainer = bench.Trainer(experiment, make_mesh(experiment.mesh), print)
+    model: Any = experiment.model
+    sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "p_drop", "dtype")
+    work = {
+        "experiment": options.subject,
+        "knobs": knobs,
+        "steps": options.steps,
+        **{name: getattr(model, name) for name in sizes},
+        "padded": padded(trainer, experiment.batching.tokens, options.steps),
+        "packed": packed(trainer, options.steps),
+    }
+    file = folder / "work.json"
+    file.write_text(json.dumps(work))
+    engines = {OURS: _words(sys.executable, HERE / "train_t2t.py", file)}
+    for kind in ("eager", "compiled"):
+        engines[f"PyTorch {kind}"] = _words(options.peers, HERE / "train_torch.py", file, kind, options.threads)
+    if options.flax:
+        engines["flax examples/wmt"] = _words(options.peers, HERE / "train_flax.py", file, Path(options.flax).resolve())
+    engines["Joey NMT"] = _words(options.peers, HERE / "train_joeynmt.py", file, options.threads)
+    what = f"train, {options.steps} steps of {experiment.batching.tokens:,} tokens a side, {model.dtype}"
+    return Comparison(what, "tokens", experiment, [_command(options)], engines)
+
+
+def padded(trainer: bench.Trainer, tokens: int, steps: int) -> list[tuple[list, list]]:
+    """Batches of pairs of like length, each padded to its longest: what one has without packing (section 5.1).
+
+    A batch has at most `tokens` positions a side. Those of `steps` are drawn at random from those of an epoch.
+    """
+    drawn = np.random.default_rng(0)
+    many = min(len(trainer.batches.epochs), MANY)
+    pairs = [pair for step in range(many) for pair in pairs_of(trainer.batches[step])]
+    pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
+    batches, batch, longest = [], [], 0
+    for pair in pairs:
+        longest = max(longest, *map(len, pair))
+        if batch and longest * (len(batch) + 1) > tokens:
+            batches.append(batch)
+            batch, longest = [], max(map(len, pair))
+        batch.append(pair)
+    return [_padded(batches[i]) for i in drawn.permutation(len(batches))[:steps]]
+
+
+def pairs_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Source and target tokens of every pair in a batch [B T]."""
+    found = []
+    for source, target in zip(*(zip(side.tokens, side.segments, strict=True) for side in batch), strict=True):
+        for n in range(1, source[1].max(initial=0) + 1):
+            first, second = (side[0][side[1] == n].tolist() for side in (source, target))
+            found.append((first, second))
     return found
+
+
+def _padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[list, list]:
+    sides = list(zip(*pairs, strict=True))
+    widths = [max(map(len, side)) for side in sides]
+    first, second = ([row + [0] * (w - len(row)) for row in side] for side, w in zip(sides, widths, strict=True))
+    return first, second
+
+
+def packed(trainer: bench.Trainer, steps: int) -> list[dict[str, list]]:
+    """t2t's own batches, several sentences a row, under the names that flax's examples/wmt has for them."""
+    batches = []
+    for batch in (trainer.batches[step] for step in range(steps)):
+        sides = {"inputs": batch.source, "targets": batch.target}
+        made = {name: side.tokens.tolist() for name, side in sides.items()}
+        made |= {f"{name}_position": side.positions.tolist() for name, side in sides.items()}
+        batches.append(made | {f"{name}_segmentation": side.segments.tolist() for name, side in sides.items()})
+    return batches
+
+
+def _words(*words: Any) -> list[str]:
+    return [str(word) for word in words]
+
+
+def _command(options: argparse.Namespace) -> str:
+    count = f"--sentences {options.sentences}" if options.what == "decode" else f"--steps {options.steps}"
+    flax = " --flax flax/examples/wmt" if options.flax else ""
+    return " ".join(
+        [
+            f"python benchmarks/peers.py {options.what} {Path(options.subject).name} --peers peers/bin/python{flax}",
+            f"{count} --rounds {options.rounds} --threads {options.threads} --name {options.name}",
+            *options.knobs,
+        ]
+    )
+
+
+def _changed(experiment: Experiment) -> str:
+    changed = differences(get(experiment.name), experiment)
+    return " ".join([experiment.name, *(f"--{name} {value}" for name, (_, value) in changed.items())])
 
 
 def measure(commands: dict[str, list[str]], rounds: int) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
@@ -67,39 +184,40 @@ def _answer(name: str, process: Any) -> dict[str, float]:
     return json.loads(line)
 
 
-def result(options: argparse.Namespace, about: Any, answers: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: Any) -> dict[str, Any]:
     """What is kept: rates and ratios with their spread, and all that it takes to ask again."""
-    rates = {name: [each["sentences"] / each["seconds"] for each in found] for name, found in answers.items()}
-    ours = rates["t2t float32"]
-    where, experiment, _ = run.load(storage.folder(options.run))
-    model: Any = experiment.model
+    rates = {name: [each[asked.unit] / each["seconds"] for each in found] for name, found in answers.items()}
+    model: Any = asked.experiment.model
     return {
-        "what": f"{options.what}, beam {BEAM}, {int(answers['t2t float32'][0]['sentences']):,} sentences",
+        "what": asked.what,
+        "unit": asked.unit,
         "model": f"{model.num_layers}+{model.num_layers} layers, d_model {model.d_model}, {model.vocab_size:,} pieces",
-        "trained": _training(experiment, where.checkpoints),
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "machine": f"{_processor()}, {options.threads} threads; Python {platform.python_version()}",
         "commit": _commit(),
-        "command": f"python benchmarks/peers.py {options.what} {Path(options.run).name} --peers PEERS/bin/python "
-        f"--sentences {options.sentences} --rounds {options.rounds} --threads {options.threads} --name {options.name}",
-        "versions": f"jax {importlib.metadata.version('jax')}, ctranslate2 {about['CTranslate2 float32']['version']}",
+        "how": asked.how,
+        "jax": importlib.metadata.version("jax"),
         "engines": {
             name: {
-                "first_seconds": about[name]["first_seconds"],
+                **about[name],
                 "tokens": found[0]["tokens"],
-                "sentences_per_second": bench.spread(rates[name])._asdict(),
-                "t2t_over_it": bench.spread([a / b for a, b in zip(ours, rates[name], strict=True)])._asdict(),
+                "rate": bench.spread(rates[name])._asdict(),
+                "t2t_over_it": bench.spread([a / b for a, b in zip(rates[OURS], rates[name], strict=True)])._asdict(),
             }
             for name, found in answers.items()
         },
+        **_of_the_machine(answers[OURS]),
     }
 
 
-def _training(experiment: Experiment, checkpoints: Any) -> str:
-    """The command that trained the weights, and how far."""
-    changed = differences(get(experiment.name), experiment)
-    words = " ".join(f"--{name} {value}" for name, (_, value) in changed.items())
-    return f"t2t train {experiment.name} {words} # step {max(checkpoint.all_steps(checkpoints))}"
+def _of_the_machine(answers: list[dict[str, float]]) -> dict[str, Any]:
+    """The part of the machine's matrix rate that our steps reached, and the part of positions that is padding."""
+    if "flops" not in answers[0]:
+        return {}
+    reached = bench.spread([each["flops"] / each["seconds"] / each["matrix_rate"] for each in answers])
+    tokens, positions = (sum(each[name] for each in answers) for name in ("tokens", "positions"))
+    rate = bench.spread([each["matrix_rate"] for each in answers])
+    return {"utilisation": reached._asdict(), "matrix_rate": rate._asdict(), "padding": 1 - tokens / positions}
 
 
 def _processor() -> str:
@@ -128,47 +246,59 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def _section(found: dict[str, Any]) -> str:
     rows = [
-        f"| {name} | {_words(engine['sentences_per_second'], 1)} | {_words(engine['t2t_over_it'], 2)} "
-        f"| {engine['tokens']:,} | {engine['first_seconds']:.0f} s |"
+        f"| {name} {engine['version']} | {_spread(engine['rate'], 1)} | {_spread(engine['t2t_over_it'], 2)} "
+        f"| {engine['tokens']:,.0f} | {engine['first_seconds']:.0f} s |"
         for name, engine in found["engines"].items()
     ]
+    machine = (
+        [
+            f"t2t reached {found['utilisation']['median']:.0%} of the {found['matrix_rate']['median'] / 1e9:,.0f} "
+            f"GFLOP/s that large products of matrices had in the same minutes; {found['padding']:.1%} of its positions "
+            "were padding.",
+            "",
+        ]
+        if "utilisation" in found
+        else []
+    )
     return "\n".join(
         [
             f"## {found['what']}: {found['model']}",
             "",
-            "| engine | sentences/s | t2t is so many times as fast | output tokens | first |",
+            f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |",
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"{found['when']}, {found['machine']}; {found['versions']}; commit {found['commit']}.",
-            "How the weights were trained, and what was run:",
+            *machine,
+            f"{found['when']}, {found['machine']}; jax {found['jax']}; commit {found['commit']}. What was run:",
             "",
             "```text",
-            found["trained"],
-            found["command"],
+            *found["how"],
             "```",
             "",
         ]
     )
 
 
-def _words(spread: dict[str, float], digits: int) -> str:
-    return f"{spread['median']:.{digits}f} ({spread['low']:.{digits}f} to {spread['high']:.{digits}f})"
+def _spread(spread: dict[str, float], digits: int) -> str:
+    return f"{spread['median']:,.{digits}f} ({spread['low']:,.{digits}f} to {spread['high']:,.{digits}f})"
 
 
 def main() -> None:
     """Measures, keeps what was found, and writes BENCHMARKS.md anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode"])
-    parser.add_argument("run", help="a run folder: its weights and its test sentences")
+    parser.add_argument("what", choices=["decode", "train"])
+    parser.add_argument("subject", help="decode: a run folder, its weights and test sentences; train: an experiment")
     parser.add_argument("--peers", required=True, help="the Python that has the peers installed")
+    parser.add_argument("--flax", default="", help="the folder examples/wmt of flax's repository")
     parser.add_argument("--sentences", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--name", required=True, help="of the file in benchmarks/results")
-    options = parser.parse_args()
+    options, options.knobs = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = result(options, *measure(contenders(Path(folder), options), options.rounds))
+        asked = (decoding if options.what == "decode" else training)(Path(folder), options)
+        found = result(asked, options, *measure(asked.engines, options.rounds))
     kept = HERE / "results"
     kept.mkdir(exist_ok=True)
     (kept / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -52,7 +52,7 @@ def _experiment(args: Args) -> Any:
 
 def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
-    from t2t import checkpoint, compilation, experiment, knobs, memory, run
+    from t2t import checkpoint, compilation, experiment, knobs, run
     from t2t.sharding import MeshConfig
 
     average = knobs.read(args.average, knobs.Count, "average")
@@ -68,7 +68,6 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     if tree.task.linearisation != kept.task.linearisation:
         raise UserError("--task.tags cannot change in a trained run: its vocabulary has no others")
     compilation.keep_compiled()
-    memory.keep_freed_memory()
     params, steps = checkpoint.load_params(found.checkpoints, kept, average, _mesh(args, tree))
     return found, tree, vocabulary, params, run.averaged(found) or steps
 
@@ -200,7 +199,7 @@ def train(args: Args) -> int:
     from t2t import train as training
 
     compilation.keep_compiled()
-    memory.keep_freed_memory()
+    memory.one_heap()
     if args.distributed:
         distributed.join()
     if not distributed.first():  # the others are heard of when something goes wrong
@@ -291,7 +290,7 @@ def bench(args: Args) -> None:
         raise UserError(f"--run gives the weights of `t2t bench decode`; {args.what} needs none")
     tree, number = _experiment(args), knobs.read(args.number, knobs.Count, "number")
     compilation.keep_compiled()
-    memory.keep_freed_memory()
+    memory.one_heap()
     if args.what == "decode":
         params, vocabulary, weights = _weights(tree, args.run, say)
         found = {**bench.decoding(tree, params, vocabulary, number, say), "weights": weights}

@@ -23,12 +23,22 @@ from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
 from t2t.experiment import Experiment, override
 from t2t.sharding import make_mesh, on, place, unboxed
-from t2t.train import abstract_state, compiled_steps, describe_devices, new_state, shapes_of, share, train_step
+from t2t.train import (
+    Compiled,
+    abstract_state,
+    compiled_steps,
+    describe_devices,
+    new_state,
+    shapes_of,
+    share,
+    train_step,
+)
 
 Say = Callable[[str], None]
 GROUPS = 10  # a measurement is timed in so many parts
 WIDTH = {"cpu": 2048}  # rows and columns of the product that is timed; elsewhere WIDE
 WIDE = 8192
+MANY = 2**40  # more steps than anyone takes
 PRODUCTS = 8  # products one after the other in a timing
 
 
@@ -86,6 +96,57 @@ def _nothing_kept() -> Iterator[None]:
 # ------------------------------------------------------------------------------ Training
 
 
+class Trainer:
+    """Training steps on an experiment's own batches, one after the other from the first; nothing is written."""
+
+    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh, say: Say) -> None:
+        """Prepares the data and makes a state, compiles nothing.
+
+        Raises:
+            UserError: see `train.train`.
+        """
+        self._experiment, self._mesh = experiment, mesh
+        self.batches = _batches(experiment, mesh, say)
+        self.state = new_state(experiment, mesh)
+        self.compiled: Compiled = {}
+        self._flops: dict[Any, int] = {}  # of a step, by its shapes
+        self._read = read_ahead(self.batches, 0, MANY)
+
+    def compile(self) -> None:
+        """Compiles the step for each shape of batch."""
+        self.compiled = compiled_steps(self._experiment, self._mesh, self.state, self.batches)
+
+    def warm(self) -> None:
+        """Counts the FLOPs of a step of each shape, and takes one, on a batch that holds nothing."""
+        self._flops = {shape: _flops(self._experiment, shape) for shape in self.compiled}
+        memory.keep_freed(self._mesh, self.compiled.values())
+        with on(self._mesh):
+            for bucket in self.batches.epochs.buckets:
+                self._step(self.batches.empty(bucket))
+        jax.block_until_ready(self.state)
+
+    def run(self, steps: int) -> dict[str, float]:
+        """The next steps, as training reads and takes them.
+
+        Returns "tokens" (of targets, no padding), "positions" of targets, "flops" (padding computed too) and "wait":
+        seconds for data.
+        """
+        sums, found = [], {"positions": 0.0, "flops": 0.0, "wait": 0.0}
+        with on(self._mesh):
+            for _ in range(steps):
+                begin = time.perf_counter()
+                batch: Batch = next(self._read)
+                found["wait"] += time.perf_counter() - begin
+                sums.append(self._step(batch)["tokens"])
+                found["positions"] += batch.target.tokens.size
+                found["flops"] += self._flops[shapes_of(batch)]
+        return {"tokens": float(sum(jax.device_get(sums))), **found}
+
+    def _step(self, batch: Batch) -> dict[str, jax.Array]:
+        self.state, sums = self.compiled[shapes_of(batch)](self.state, place(self._mesh, batch))
+        return sums
+
+
 def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
     """`steps` training steps on the experiment's own batches, after one of each shape that is not counted.
 
@@ -98,64 +159,37 @@ def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
         UserError: see `train.train`.
     """
     mesh = make_mesh(experiment.mesh)
-    batches = _batches(experiment, mesh, say)
-    state = new_state(experiment, mesh)
-    say(f"compiling {len(batches.epochs.buckets)} shapes, with nothing kept and again")
+    trainer = Trainer(experiment, mesh, say)
+    say(f"compiling {len(trainer.batches.epochs.buckets)} shapes, with nothing kept and again")
     with _nothing_kept():
-        compile_seconds = _timed(lambda: compiled_steps(experiment, mesh, state, batches) and None)
-    compiled_steps(experiment, mesh, state, batches)  # keeps what is compiled
-    begin = time.perf_counter()
-    compiled = compiled_steps(experiment, mesh, state, batches)
-    again = time.perf_counter() - begin
-    counted = {shape: _flops(experiment, shape) for shape in compiled}
+        compile_seconds = _timed(trainer.compile)
+    trainer.compile()  # keeps what is compiled
+    again = _timed(trainer.compile)
     rate = matrix_rate(mesh, _dtype(experiment))
+    trainer.warm()
     say(f"timing {steps} steps")
-    with on(mesh):
-        for bucket in batches.epochs.buckets:
-            empty = batches.empty(bucket)
-            state, _ = compiled[shapes_of(empty)](state, place(mesh, empty))
-        timed = _steps(state, compiled, mesh, batches, steps)
-    seconds, positions = sum(timed.seconds), sum(np.prod(shape[1]) for shape in timed.shapes)
-    flops = sum(counted[shape] for shape in timed.shapes) / seconds
+    seconds, found = [], []
+    for group in np.array_split(np.arange(steps), min(GROUPS, steps)):
+        begin = time.perf_counter()
+        found.append(trainer.run(len(group)))
+        seconds.append(time.perf_counter() - begin)
+    total = {name: sum(each[name] for each in found) for name in found[0]}
+    flops = total["flops"] / sum(seconds)
     return {
         "what": "train",
         **_where(experiment, mesh),
         "steps": steps,
-        "tokens_per_second": spread([n / s for n, s in zip(timed.tokens, timed.seconds, strict=True)])._asdict(),
+        "tokens_per_second": spread([f["tokens"] / s for f, s in zip(found, seconds, strict=True)])._asdict(),
         "flops_per_second": flops,
         "matrix_rate": rate,
         "utilisation": flops / rate,
         "compile_seconds": compile_seconds,
         "compile_again_seconds": again,
-        "shapes": len(compiled),
-        "memory_per_device": max(memory.needed(step) for step in compiled.values()),
-        "padding": float(1 - sum(timed.tokens) / positions),
-        "wait": timed.waited / seconds,
+        "shapes": len(trainer.compiled),
+        "memory_per_device": max(memory.needed(step) for step in trainer.compiled.values()),
+        "padding": 1 - total["tokens"] / total["positions"],
+        "wait": total["wait"] / sum(seconds),
     }
-
-
-class _Timed(NamedTuple):
-    seconds: list[float]  # of each group of steps
-    tokens: list[float]  # of each group
-    shapes: list[Any]  # of each step's batch
-    waited: float  # seconds for data
-
-
-def _steps(state: Any, compiled: Any, mesh: jax.sharding.Mesh, batches: TrainingBatches, steps: int) -> _Timed:
-    read, timed, waited = read_ahead(batches, 0, steps), _Timed([], [], [], 0.0), 0.0
-    for group in np.array_split(np.arange(steps), min(GROUPS, steps)):
-        begin, sums = time.perf_counter(), []
-        for _ in group:
-            before = time.perf_counter()
-            batch: Batch = next(read)
-            waited += time.perf_counter() - before
-            state, found = compiled[shapes_of(batch)](state, place(mesh, batch))
-            sums.append(found["tokens"])
-            timed.shapes.append(shapes_of(batch))
-        tokens = float(sum(jax.device_get(sums)))
-        timed.seconds.append(time.perf_counter() - begin)
-        timed.tokens.append(tokens)
-    return timed._replace(waited=waited)
 
 
 def _flops(experiment: Experiment, shapes: Any) -> int:

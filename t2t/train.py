@@ -164,6 +164,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         say(f"{folder}: {f'going on after step {before:,}' if before else 'a new run'}")
         say(_numbers(experiment, mesh, state, batches.epochs))
         compiled, experiment = _compile(experiment, mesh, state, batches, config.auto_accumulate, say)
+        memory.keep_freed(mesh, compiled.values())
         batches = batches.shared(share(experiment, mesh))
         with distributed.together():
             board = stack.enter_context(_begun(where, experiment, prepared, mesh, before))
