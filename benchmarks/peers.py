@@ -31,6 +31,7 @@ from t2t.interop import ctranslate2
 from t2t.sharding import make_mesh
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 BEAM = 4
 ROWS = 32  # sentences CTranslate2 decodes at a time: of 32 and 64 the faster on two cores
 MANY = 300  # at most so many of our batches are taken apart for those of the peers
@@ -239,6 +240,11 @@ in brackets. `first` is the first time, with what is compiled or loaded then; th
 """
 
 
+def kept() -> list[dict[str, Any]]:
+    """All results that the page is of."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
 def page(results: list[dict[str, Any]]) -> str:
     """BENCHMARKS.md."""
     return "\n".join([HEAD, *(_section(each) for each in results)])
@@ -294,16 +300,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--name", required=True, help="of the file in benchmarks/results")
+    parser.add_argument("--name", required=True, help="of the file of results")
+    parser.add_argument("--results", type=Path, help="a folder for it; without, it joins those of BENCHMARKS.md")
     options, options.knobs = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         asked = (decoding if options.what == "decode" else training)(Path(folder), options)
         found = result(asked, options, *measure(asked.engines, options.rounds))
-    kept = HERE / "results"
-    kept.mkdir(exist_ok=True)
-    (kept / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    results = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
-    (HERE.parent / "BENCHMARKS.md").write_text(page(results))
+    (options.results or RESULTS).mkdir(parents=True, exist_ok=True)
+    ((options.results or RESULTS) / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if not options.results:
+        (HERE.parent / "BENCHMARKS.md").write_text(page(kept()))
     print(page([found]))
 
 

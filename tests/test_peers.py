@@ -1,0 +1,56 @@
+"""The comparison with peers: their batches are what they are said to be, and the page is what was measured."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2t import bench
+from t2t.sharding import make_mesh
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def peers():
+    spec = importlib.util.spec_from_file_location("peers", ROOT / "benchmarks" / "peers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_written_from_the_results(peers):
+    assert peers.kept() and (ROOT / "BENCHMARKS.md").read_text() == peers.page(peers.kept())
+
+
+def test_the_batches_of_the_peers_are_our_pairs_under_the_same_budget(peers, toy):
+    trainer = bench.Trainer(toy, make_mesh(toy.mesh), lambda _: None)
+    epoch = len(trainer.batches.epochs)
+    tokens = toy.batching.tokens
+    padded = peers.padded(trainer, tokens, 10**6)
+    ours = sorted(pair for step in range(epoch) for pair in peers.pairs_of(trainer.batches[step]))
+    theirs = []
+    for source, target in padded:
+        for side in (source, target):
+            assert len({len(row) for row in side}) == 1 and sum(map(len, side)) <= tokens
+        theirs += [([*filter(None, s)], [*filter(None, t)]) for s, t in zip(source, target, strict=True)]
+    assert sorted(theirs) == ours and len(ours) == trainer.batches.epochs.pairs
+    for batch, made in zip(peers.packed(trainer, 3), map(trainer.batches.__getitem__, range(3)), strict=True):
+        assert batch["targets"] == made.target.tokens.tolist()
+        assert batch["inputs_segmentation"] == made.source.segments.tolist()
+
+
+def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):
+    script = tmp_path / "engine.py"
+    script.write_text(
+        "from contender import serve\n"
+        "serve(lambda: print('noise') or {'tokens': 3}, lambda: {'rate': 2}, version='1')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"))
+    about, answers = peers.measure({"one": [sys.executable, str(script)]}, 2)
+    assert about["one"]["version"] == "1" and about["one"]["first_seconds"] >= 0
+    assert [(each["tokens"], each["rate"]) for each in answers["one"]] == [(3, 2), (3, 2)]
+    (tmp_path / "broken.py").write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="two ended with 3"):
+        peers.measure({"two": [sys.executable, str(tmp_path / "broken.py")]}, 1)
