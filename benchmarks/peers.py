@@ -11,6 +11,7 @@ Knobs of the experiment may follow `train`, as for `t2t train`.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -110,6 +111,7 @@ def padded(trainer: bench.Trainer, tokens: int, steps: int) -> list[tuple[list, 
             batches.append(batch)
             batch, longest = [], max(map(len, pair))
         batch.append(pair)
+    batches.append(batch)
     return [_padded(batches[i]) for i in drawn.permutation(len(batches))[:steps]]
 
 
@@ -165,16 +167,15 @@ def _changed(experiment: Experiment) -> str:
 def measure(commands: dict[str, list[str]], rounds: int) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
     """What each engine said of itself, and what it answered in each round."""
     processes, about, answers = {}, {}, {name: [] for name in commands}
-    for name, command in commands.items():
-        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        about[name] = _answer(name, processes[name])
-    for _ in range(rounds):
-        for name, process in processes.items():
-            print("go", file=process.stdin, flush=True)
-            answers[name].append(_answer(name, process))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+    with contextlib.ExitStack() as stack:
+        for name, command in commands.items():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes[name] = stack.enter_context(process)  # at the end nothing more is asked, and so it ends
+            about[name] = _answer(name, processes[name])
+        for _ in range(rounds):
+            for name, process in processes.items():
+                print("go", file=process.stdin, flush=True)
+                answers[name].append(_answer(name, process))
     return about, answers
 
 
