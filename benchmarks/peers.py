@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t2t import bench, checkpoint, run, storage
-from t2t.batch import Batch
+from t2t.data.pipeline import TrainingBatches
+from t2t.data.pipeline import pairs as in_batch
 from t2t.experiment import Experiment, differences, get, override
 from t2t.interop import ctranslate2
 from t2t.sharding import make_mesh
@@ -72,7 +73,7 @@ def training(folder: Path, options: argparse.Namespace) -> Comparison:
     """Steps of an experiment; the peers' batches are written to `folder`."""
     knobs = {flag[2:]: value for flag, value in zip(options.knobs[::2], options.knobs[1::2], strict=True)}
     experiment = override(get(options.subject), knobs)
-    trainer = bench.Trainer(experiment, make_mesh(experiment.mesh), print)
+    batches = bench.training_batches(experiment, make_mesh(experiment.mesh), print)
     model: Any = experiment.model
     sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "p_drop", "dtype")
     work = {
@@ -80,8 +81,8 @@ def training(folder: Path, options: argparse.Namespace) -> Comparison:
         "knobs": knobs,
         "steps": options.steps,
         **{name: getattr(model, name) for name in sizes},
-        "padded": padded(trainer, experiment.batching.tokens, options.steps),
-        "packed": packed(trainer, options.steps),
+        "padded": padded(batches, experiment.batching.tokens, options.steps),
+        "packed": packed(batches, options.steps),
     }
     file = folder / "work.json"
     file.write_text(json.dumps(work))
@@ -95,34 +96,24 @@ def training(folder: Path, options: argparse.Namespace) -> Comparison:
     return Comparison(what, "tokens", experiment, [_command(options)], engines)
 
 
-def padded(trainer: bench.Trainer, tokens: int, steps: int) -> list[tuple[list, list]]:
+def padded(batches: TrainingBatches, tokens: int, steps: int) -> list[tuple[list, list]]:
     """Batches of pairs of like length, each padded to its longest: what one has without packing (section 5.1).
 
     A batch has at most `tokens` positions a side. Those of `steps` are drawn at random from those of an epoch.
     """
     drawn = np.random.default_rng(0)
-    many = min(len(trainer.batches.epochs), MANY)
-    pairs = [pair for step in range(many) for pair in pairs_of(trainer.batches[step])]
+    many = min(len(batches.epochs), MANY)
+    pairs = [pair for step in range(many) for pair in in_batch(batches[step])]
     pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
-    batches, batch, longest = [], [], 0
+    found, batch, longest = [], [], 0
     for pair in pairs:
         longest = max(longest, *map(len, pair))
         if batch and longest * (len(batch) + 1) > tokens:
-            batches.append(batch)
+            found.append(batch)
             batch, longest = [], max(map(len, pair))
         batch.append(pair)
-    batches.append(batch)
-    return [_padded(batches[i]) for i in drawn.permutation(len(batches))[:steps]]
-
-
-def pairs_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
-    """Source and target tokens of every pair in a batch [B T]."""
-    found = []
-    for source, target in zip(*(zip(side.tokens, side.segments, strict=True) for side in batch), strict=True):
-        for n in range(1, source[1].max(initial=0) + 1):
-            first, second = (side[0][side[1] == n].tolist() for side in (source, target))
-            found.append((first, second))
-    return found
+    found.append(batch)
+    return [_padded(found[i]) for i in drawn.permutation(len(found))[:steps]]
 
 
 def _padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[list, list]:
@@ -132,15 +123,15 @@ def _padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[list, list]:
     return first, second
 
 
-def packed(trainer: bench.Trainer, steps: int) -> list[dict[str, list]]:
+def packed(batches: TrainingBatches, steps: int) -> list[dict[str, list]]:
     """t2t's own batches, several sentences a row, under the names that flax's examples/wmt has for them."""
-    batches = []
-    for batch in (trainer.batches[step] for step in range(steps)):
+    found = []
+    for batch in (batches[step] for step in range(steps)):
         sides = {"inputs": batch.source, "targets": batch.target}
         made = {name: side.tokens.tolist() for name, side in sides.items()}
         made |= {f"{name}_position": side.positions.tolist() for name, side in sides.items()}
-        batches.append(made | {f"{name}_segmentation": side.segments.tolist() for name, side in sides.items()})
-    return batches
+        found.append(made | {f"{name}_segmentation": side.segments.tolist() for name, side in sides.items()})
+    return found
 
 
 def _words(*words: Any) -> list[str]:
@@ -154,6 +145,7 @@ def _command(options: argparse.Namespace) -> str:
         [
             f"python benchmarks/peers.py {options.what} {Path(options.subject).name} --peers peers/bin/python{flax}",
             f"{count} --rounds {options.rounds} --threads {options.threads} --name {options.name}",
+            *([f'--engines "{options.engines}"'] if options.engines else []),
             *options.knobs,
         ]
     )
@@ -162,6 +154,18 @@ def _command(options: argparse.Namespace) -> str:
 def _changed(experiment: Experiment) -> str:
     changed = differences(get(experiment.name), experiment)
     return " ".join([experiment.name, *(f"--{name} {value}" for name, (_, value) in changed.items())])
+
+
+def chosen(engines: dict[str, list[str]], names: str) -> dict[str, list[str]]:
+    """Ours and those named: all at once may be more than the memory holds.
+
+    Raises:
+        SystemExit: a name is none of theirs.
+    """
+    wanted = [OURS, *filter(None, names.split(","))] if names else [*engines]
+    if unknown := [name for name in wanted if name not in engines]:
+        raise SystemExit(f"--engines: no {unknown[0]!r}; there are {', '.join(engines)}")
+    return {name: words for name, words in engines.items() if name in wanted}
 
 
 def measure(commands: dict[str, list[str]], rounds: int) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("subject", help="decode: a run folder, its weights and test sentences; train: an experiment")
     parser.add_argument("--peers", required=True, help="the Python that has the peers installed")
     parser.add_argument("--flax", default="", help="the folder examples/wmt of flax's repository")
+    parser.add_argument("--engines", default="", help="which of them beside t2t, with commas between; without, all")
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -306,6 +311,7 @@ def main() -> None:
     options, options.knobs = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         asked = (decoding if options.what == "decode" else training)(Path(folder), options)
+        asked = asked._replace(engines=chosen(asked.engines, options.engines))
         found = result(asked, options, *measure(asked.engines, options.rounds))
     (options.results or RESULTS).mkdir(parents=True, exist_ok=True)
     ((options.results or RESULTS) / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -106,7 +106,7 @@ class Trainer:
             UserError: see `train.train`.
         """
         self._experiment, self._mesh = experiment, mesh
-        self.batches = _batches(experiment, mesh, say)
+        self.batches = training_batches(experiment, mesh, say)
         self.state = new_state(experiment, mesh)
         self.compiled: Compiled = {}
         self._flops: dict[Any, int] = {}  # of a step, by its shapes
@@ -201,7 +201,12 @@ def _flops(experiment: Experiment, shapes: Any) -> int:
     return cost.flops(traced(unboxed(abstract_state(experiment)), batch).jaxpr)
 
 
-def _batches(experiment: Experiment, mesh: jax.sharding.Mesh, say: Say) -> TrainingBatches:
+def training_batches(experiment: Experiment, mesh: jax.sharding.Mesh, say: Say) -> TrainingBatches:
+    """An experiment's batches, as training on this mesh has them.
+
+    Raises:
+        UserError: see `prepare`.
+    """
     sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
     prepared = prepare(experiment.task, sizes, say)
     return TrainingBatches(prepared, experiment.batching, experiment.seed, share(experiment, mesh))
@@ -230,7 +235,7 @@ def read(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
         UserError: see `prepare`.
     """
     mesh = make_mesh(experiment.mesh)
-    batches = _batches(experiment, mesh, say)
+    batches = training_batches(experiment, mesh, say)
     begin = time.perf_counter()
     source = read_ahead(batches, 0, steps + 1)
     next(source)

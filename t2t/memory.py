@@ -51,9 +51,10 @@ def _glibc() -> Any:
     """The C library, if it is glibc."""
     try:
         libc: Any = ctypes.CDLL("libc.so.6")
-        _, libc.madvise.argtypes = libc.mallopt, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    except (OSError, AttributeError):
+        libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    except (OSError, AttributeError):  # another C library, or none of that name
         return None
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,
         [ctypes.c_size_t],

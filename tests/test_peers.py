@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from t2t import bench
+from t2t.data.pipeline import pairs
 from t2t.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -25,18 +26,18 @@ def test_the_page_is_written_from_the_results(peers):
 
 
 def test_the_batches_of_the_peers_are_our_pairs_under_the_same_budget(peers, toy):
-    trainer = bench.Trainer(toy, make_mesh(toy.mesh), lambda _: None)
-    epoch = len(trainer.batches.epochs)
+    batches = bench.training_batches(toy, make_mesh(toy.mesh), lambda _: None)
+    epoch = len(batches.epochs)
     tokens = toy.batching.tokens
-    padded = peers.padded(trainer, tokens, 10**6)
-    ours = sorted(pair for step in range(epoch) for pair in peers.pairs_of(trainer.batches[step]))
+    padded = peers.padded(batches, tokens, 10**6)
+    ours = sorted(pair for step in range(epoch) for pair in pairs(batches[step]))
     theirs = []
     for source, target in padded:
         for side in (source, target):
             assert len({len(row) for row in side}) == 1 and sum(map(len, side)) <= tokens
         theirs += [([*filter(None, s)], [*filter(None, t)]) for s, t in zip(source, target, strict=True)]
-    assert sorted(theirs) == ours and len(ours) == trainer.batches.epochs.pairs
-    for batch, made in zip(peers.packed(trainer, 3), map(trainer.batches.__getitem__, range(3)), strict=True):
+    assert sorted(theirs) == ours and len(ours) == batches.epochs.pairs
+    for batch, made in zip(peers.packed(batches, 3), map(batches.__getitem__, range(3)), strict=True):
         assert batch["targets"] == made.target.tokens.tolist()
         assert batch["inputs_segmentation"] == made.source.segments.tolist()
 
@@ -54,3 +55,11 @@ def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="two ended with 3"):
         peers.measure({"two": [sys.executable, str(tmp_path / "broken.py")]}, 1)
+
+
+def test_engines_can_be_chosen(peers):
+    engines = {name: [] for name in (peers.OURS, "PyTorch eager", "Joey NMT")}
+    assert [*peers.chosen(engines, "")] == [*engines]
+    assert [*peers.chosen(engines, "Joey NMT")] == [peers.OURS, "Joey NMT"]
+    with pytest.raises(SystemExit, match="no 'Sockeye'; there are t2t, PyTorch eager, Joey NMT"):
+        peers.chosen(engines, "Joey NMT,Sockeye")

@@ -60,11 +60,16 @@ class TrainingBatches:
 
 def texts(batch: Batch, vocabulary: Vocabularies) -> list[tuple[str, str]]:
     """The pairs in a batch [B T], decoded."""
+    return [(vocabulary.source.decode(source), vocabulary.target.decode(target)) for source, target in pairs(batch)]
+
+
+def pairs(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Source and target tokens of every pair in a batch [B T]."""
     found = []
     for source, target in zip(*(zip(side.tokens, side.segments, strict=True) for side in batch), strict=True):
         for n in range(1, source[1].max(initial=0) + 1):
-            pair = (side[0][side[1] == n].tolist() for side in (source, target))
-            found.append(tuple(each.decode(ids) for each, ids in zip(vocabulary, pair, strict=True)))
+            first, second = (side[0][side[1] == n].tolist() for side in (source, target))
+            found.append((first, second))
     return found
 
 
