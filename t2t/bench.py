@@ -271,7 +271,7 @@ def decoding(experiment: Experiment, params: Any, vocabulary: Vocabularies, sent
     sources, model = vocabulary.encode(pairs)[0], experiment.model.build()
 
     def all_of_them() -> int:
-        found = decode(model, params, sources, experiment.decoding, longest=experiment.model.longest)
+        found = decode(model, params, sources, experiment.decoding, longest=experiment.model.longest, wanted=1)
         return sum(len(best[0].tokens) + 1 for _, best in found)  # EOS counted
 
     say(f"decoding {len(sources):,} sentences, {GROUPS // 2} times after the first")

@@ -15,14 +15,16 @@ import numpy as np
 from t2t.batch import EOS, PAD, Batch, Sequences
 from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
-from t2t.sharding import gather, on_mesh, row_shares
+from t2t.sharding import gather, on_mesh, row_shares, side_by_side
 
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
 FEW = 2  # a search whose rows are done but for one in so many goes on with those alone
 LEAST = 16  # rows of the smallest array that it goes on with: each size is compiled
 BLOCK = 32  # entries of the vocabulary that are looked at together for the largest
-GROWTH = 2  # the cache begins with room for outputs as long as the sources, and grows so many times when that is full
+FIRST = 16  # tokens a hypothesis that the cache has room for at first: 2, 4, 8 ... times as many when they do not fit
+FULL = 0.75  # the part of its places that a cache may begin with in use: how seldom it is moved against its size
+THREADS = 2  # batches at a time on a CPU: one by itself leaves the second of two cores idle for almost half of its time
 
 Params = Any
 
@@ -123,13 +125,14 @@ def beam_search(
     alpha: jax.Array | float,
     max_length: int,
     automaton: Automaton | None = None,
+    wanted: int | None = None,
 ) -> Found:
-    """The `beams` best outputs for each row of source [B S].
+    """The `wanted` best outputs (None: `beams`, the most there are) for each row of source [B S].
 
     limits [B]: the most tokens an output may have, EOS counted, at most `max_length`; 0 for a row that is empty.
     Of 2 K candidates a step, those that end compete for the K finished places and the others for the K living ones. A
-    sentence is done when its worst finished score is beyond what its best living hypothesis can reach at full length.
-    If nothing has ended at the limit, the living are returned as they stand.
+    sentence is done when the last wanted of its finished scores is beyond what its best living hypothesis can reach at
+    full length. If nothing has ended at the limit, the living are returned as they stand.
 
     With an `automaton` no hypothesis goes on with a token that it forbids.
 
@@ -137,10 +140,10 @@ def beam_search(
     among the best K, so that a single beam is exactly greedy decoding.
     """
     limits = jnp.asarray(limits, jnp.int32)
-    room = min(source.tokens.shape[1], max_length)
-    state = _begin(model, params, source, limits, beams, room, max_length, automaton)
-    state = _search(model, params, state, limits, jnp.float32(alpha), automaton)
-    return _found(state, limits, alpha)
+    wanted = min(wanted or beams, beams)
+    state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, automaton)
+    state = _search(model, params, state, limits, jnp.float32(alpha), automaton, wanted)
+    return _found(state, limits, alpha, wanted)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "room", "max_length"))
@@ -154,48 +157,52 @@ def _begin(
     max_length: int,
     automaton: Automaton | None,
 ) -> Beams:
-    """Before the first token, with a cache for `room` of them."""
+    """Before the first token, with a cache for `room` of them. Types are said: weak ones compile what follows anew."""
     memory = model.apply(params, source, method="encode")
     cache = model.apply(params, source, memory, beams, room, method="start")
     b = limits.shape[0]
     empty = jnp.full((b, beams, max_length), PAD, jnp.int32)
     # All beams begin alike: only the first may have offspring in the first step.
-    first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)
-    never = jnp.full((b, beams), NEVER)
+    first = jnp.where(jnp.arange(beams) == 0, jnp.float32(0), NEVER)
+    never = jnp.full((b, beams), NEVER, jnp.float32)
     at = automaton and automaton.start(beams)
     return Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
 
-@jax.jit
-def _found(state: Beams, limits: jax.Array, alpha: jax.Array) -> Found:
+@functools.partial(jax.jit, static_argnames="wanted")
+def _found(state: Beams, limits: jax.Array, alpha: jax.Array, wanted: int) -> Found:
     unfinished = (state.scores == NEVER).all(1)[:, None]
     living_scores = state.log_probs / length_penalty(limits, alpha)[:, None]
-    return Found(
-        jnp.where(unfinished[..., None], state.living, state.finished),
-        jnp.where(unfinished, living_scores, state.scores),
-    )
+    tokens = jnp.where(unfinished[..., None], state.living, state.finished)
+    return Found(tokens[:, :wanted], jnp.where(unfinished, living_scores, state.scores)[:, :wanted])
 
 
 def _search(
-    model: Any, params: Params, state: Beams, limits: jax.Array, alpha: jax.Array, automaton: Automaton | None
+    model: Any,
+    params: Params,
+    state: Beams,
+    limits: jax.Array,
+    alpha: jax.Array,
+    automaton: Automaton | None,
+    wanted: int,
 ) -> Beams:
     """Token after token until all rows are done. When few are left, the search goes on with an array of these alone.
 
     In what comes back there is no cache and no `at`.
     """
     few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
-    max_length = state.living.shape[2]
     while True:
-        state, left = _advancing(jax.default_backend())(model, params, state, limits, alpha, automaton, few)
-        room = _room(model, state.cache)
-        if int(left) <= few or room is None or room == max_length:
+        advance = _advancing(jax.default_backend())
+        state, left, used = advance(model, params, state, limits, alpha, automaton, few, wanted)
+        if int(left) <= few:
             break
-        state = state._replace(cache=_grown(model, state.cache, min(GROWTH * room, max_length)))
+        places = _places(int(used), *state.living.shape[1:])
+        state = state._replace(cache=_moved_together(model, state.cache, places))
     answers = state._replace(cache=None, at=None)
     if int(left) == 0:
         return answers
     rows, *rest = _rows_left(model, state, limits, automaton, few)
-    return _put(answers, rows, _search(model, params, rest[0], rest[1], alpha, rest[2]))
+    return _put(answers, rows, _search(model, params, rest[0], rest[1], alpha, rest[2], wanted))
 
 
 def _advance(
@@ -206,25 +213,35 @@ def _advance(
     alpha: jax.Array,
     automaton: Automaton | None,
     few: int,
-) -> tuple[Beams, jax.Array]:
-    """Token after token until at most `few` rows are left or the cache is full -> (state, rows that are left)."""
+    wanted: int,
+) -> tuple[Beams, jax.Array, jax.Array]:
+    """Token after token until at most `few` rows are left or the cache is full.
+
+    Returns the state, how many rows are left, and how many places of the cache the row with most of them still uses.
+    """
+    limited, k = "seen" in model.cache_axes, state.living.shape[1]
 
     def advance(state: Beams) -> Beams:
         last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
         logits, cache = model.apply(params, state.cache, last, method="step")
-        return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton)
+        return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton, wanted)
 
-    room = _room(model, state.cache) or state.living.shape[2]
-    left = lambda state: (~state.done).sum()  # noqa: E731
-    state = jax.lax.while_loop(lambda s: (left(s) > few) & (s.length < room), advance, state)
-    return state, left(state)
+    def goes_on(state: Beams) -> jax.Array:
+        fits = state.cache["index"] + k <= state.cache["seen"].shape[2] if limited else True
+        return ((~state.done).sum() > few) & fits
+
+    state = jax.lax.while_loop(goes_on, advance, state)
+    used = _used(state.cache).sum(-1).max() if limited else jnp.zeros((), jnp.int32)
+    return state, (~state.done).sum(), used
 
 
 @functools.cache
-def _advancing(platform: str) -> Callable[..., tuple[Beams, jax.Array]]:
+def _advancing(platform: str) -> Callable[..., tuple[Beams, jax.Array, jax.Array]]:
     """`_advance`, compiled. On a CPU XLA copies the whole cache for every token unless it is told to look closely."""
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
-    return jax.jit(_advance, static_argnames=("model", "few"), donate_argnames="state", compiler_options=options)
+    return jax.jit(
+        _advance, static_argnames=("model", "few", "wanted"), donate_argnames="state", compiler_options=options
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "few"))
@@ -253,23 +270,33 @@ def _each(change: Callable[[jax.Array, str], jax.Array], model: Any, cache: Any)
     return {name: jax.tree.map(lambda x: change(x, model.cache_axes[name]), part) for name, part in cache.items()}  # noqa: B023
 
 
-def _room(model: Any, cache: Any) -> int | None:
-    """Tokens that a cache has room for; None: any number."""
-    return next(
-        (jax.tree.leaves(cache[name])[0].shape[a.index("T")] for name, a in model.cache_axes.items() if "T" in a), None
-    )
+def _used(cache: Any) -> jax.Array:
+    """The places of a cache that some hypothesis sees: bool [B T]."""
+    return cache["seen"].any(1)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "room"))
-def _grown(model: Any, cache: Any, room: int) -> Any:
-    """The cache with room for so many tokens: zeros, as where nothing has been written."""
+def _places(used: int, beams: int, max_length: int) -> int:
+    """Places for a cache in which so many are used: one of few numbers, and never more than outputs can fill."""
+    tokens = FIRST
+    while used > FULL * beams * tokens:
+        tokens *= 2
+    return beams * min(tokens, max_length)
 
-    def grow(x: jax.Array, axes: str) -> jax.Array:
+
+@functools.partial(jax.jit, static_argnames=("model", "places"))
+def _moved_together(model: Any, cache: Any, places: int) -> Any:
+    """The cache with so many places, the used ones first: those that no hypothesis sees any more are written anew."""
+    used = _used(cache)
+    order = jnp.argsort(~used, axis=1)[:, :places]  # a stable order: the past stays in its order
+
+    def move(x: jax.Array, axes: str) -> jax.Array:
         if "T" not in axes:
             return x
-        return jnp.pad(x, [(0, room - size if axis == "T" else 0) for axis, size in zip(axes, x.shape, strict=True)])
+        where = order.reshape([order.shape["BT".index(a)] if a in "BT" else 1 for a in axes])
+        x = jnp.take_along_axis(x, where, axis=axes.index("T"))
+        return jnp.pad(x, [(0, places - n if a == "T" else 0) for a, n in zip(axes, x.shape, strict=True)])
 
-    return _each(grow, model, cache)
+    return _each(move, model, cache) | {"index": used.sum(-1, dtype=jnp.int32).max()}
 
 
 def _next_beams(
@@ -279,6 +306,7 @@ def _next_beams(
     limits: jax.Array,
     alpha: jax.Array,
     automaton: Automaton | None,
+    wanted: int,
 ) -> Beams:
     """One token further: logits [B K V] for the next token of every living hypothesis."""
     k = logits.shape[1]
@@ -298,7 +326,8 @@ def _next_beams(
     living, parent = _take(tokens, kept, 1), _take(beam, kept, 1)
     reachable = log_probs[:, 0] / length_penalty(limits, alpha)
     # With a single beam nothing is left to choose between once it has ended.
-    beaten = (scores[:, -1] > NEVER) & ((scores[:, -1] > reachable) | (k == 1))
+    last = scores[:, wanted - 1]
+    beaten = (last > NEVER) & ((last > reachable) | (k == 1))
     dead = log_probs[:, 0] < NEVER / 2  # an automaton may let nothing go on
     done = state.done | beaten | dead | (length >= limits)
     # A row that is done stays as it is: its living hypotheses may be its answer.
@@ -329,16 +358,19 @@ def _candidates(
 
 
 def _top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k` of x [B K V] in two stages: the k largest are in the k blocks whose largest is largest."""
+    """`jax.lax.top_k` of x [B K V] in two stages: the k largest are in the k blocks whose largest is largest.
+
+    A block's entries lie far apart: then its maximum is that of whole rows, for which a CPU has instructions.
+    """
     v = x.shape[-1]
     if v < 2 * k * BLOCK:
         return jax.lax.top_k(x, k)
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, -v % BLOCK)), constant_values=NEVER)
-    blocks = padded.reshape(*x.shape[:2], -1, BLOCK)
-    _, best = jax.lax.top_k(blocks.max(-1), k)
-    chosen = jnp.take_along_axis(blocks, best[..., None], axis=2)
+    blocks = padded.reshape(*x.shape[:2], BLOCK, -1)
+    _, best = jax.lax.top_k(blocks.max(-2), k)
+    chosen = jnp.take_along_axis(blocks, best[:, :, None], axis=3)  # [B K BLOCK k]
     largest, at = jax.lax.top_k(chosen.reshape(*x.shape[:2], -1), k)
-    return largest, jnp.take_along_axis(best, at // BLOCK, axis=2) * BLOCK + at % BLOCK
+    return largest, at // k * blocks.shape[-1] + jnp.take_along_axis(best, at % k, axis=2)
 
 
 def _log_probs(logits: jax.Array, automaton: Automaton | None, at: Any, left: jax.Array) -> jax.Array:
@@ -479,28 +511,51 @@ def decode(
     numbers: list[tuple[int, int]] | None = None,
     longest: int | None = None,
     constraint: Constraint | None = None,
+    wanted: int | None = None,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """Decodes token lists (EOS at the end of each) in batches by length: (index, hypotheses, best first), as each ends.
+
+    At most `wanted` hypotheses a sentence (None: as many as beams): a search for fewer ends sooner.
 
     Greedy when `config.beam` is 1, one draw a sentence when `sampling` is given; `numbers`, a pair a sentence, make its
     draws its own. `longest` is the most tokens that the model takes; a `constraint` says what searched outputs may be,
     and does not go with drawn ones. Batches have few shapes, so indices do not come in order.
     """
     draws = np.array(numbers or [(i, 0) for i in range(len(sources))], np.int32).reshape(-1, 2)
+
+    def work(part: "_Part") -> Found:
+        automaton = constraint.batch(part.sentences, part.rows, part.length) if constraint else None
+        batch = _Batch([sources[i] for i in part.sentences], draws[part.sentences], part.rows, part.length, automaton)
+        return gather(_decode_batch(model, params, batch, config, sampling, longest, wanted))
+
+    parts = list(_parts(sources, config.rows))
+    for part, found in zip(parts, side_by_side(work, parts, _threads()), strict=True):
+        for i, tokens, scores in zip(part.sentences, *found, strict=False):
+            yield i, _hypotheses(tokens, scores)
+
+
+def _threads() -> int:
+    """Programs of several devices are not run side by side: each would wait for the other at its collectives."""
+    return THREADS if jax.default_backend() == "cpu" and jax.device_count() == 1 else 1
+
+
+class _Part(NamedTuple):
+    """Sentences that are decoded together."""
+
+    sentences: list[int]  # their indices; at most `rows`
+    rows: int
+    length: int
+
+
+def _parts(sources: list[list[int]], most: int) -> Iterator[_Part]:
     lengths = np.array([evaluation_length(len(s)) for s in sources])
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
-        rows = _rows(len(chosen), config.rows)
+        rows = _rows(len(chosen), most)
         rows += -rows % row_shares()
         for begin in range(0, len(chosen), rows):
-            part = chosen[begin : begin + rows]
-            automaton = constraint.batch(part.tolist(), rows, int(length)) if constraint else None
-            batch = _Batch([sources[i] for i in part], draws[part], rows, int(length), automaton)
-            found = _decode_batch(model, params, batch, config, sampling, longest)
-            tokens, scores = gather(found)
-            for row, i in enumerate(part):
-                yield int(i), _hypotheses(tokens[row], scores[row])
+            yield _Part(chosen[begin : begin + rows].tolist(), rows, int(length))
 
 
 class _Batch(NamedTuple):
@@ -523,6 +578,7 @@ def _decode_batch(
     config: DecodingConfig,
     sampling: SamplingConfig | None,
     longest: int | None,
+    wanted: int | None,
 ) -> Found:
     source = on_mesh(fill(batch.sources, batch.rows, batch.length))
     limits = np.zeros(batch.rows, np.int32)
@@ -537,7 +593,8 @@ def _decode_batch(
         return sample(model, params, source, limits, keys, *how)
     if config.beam == 1:
         return greedy(model, params, source, limits, config.alpha, max_length, batch.automaton)
-    return beam_search(model, params, source, limits, config.beam, config.alpha, max_length, batch.automaton)
+    how = (config.beam, config.alpha, max_length, batch.automaton, wanted)
+    return beam_search(model, params, source, limits, *how)
 
 
 def _key(key: jax.Array, numbers: Any) -> jax.Array:

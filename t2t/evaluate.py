@@ -105,19 +105,21 @@ def evaluate(
     """
     split, model = read_split(experiment, vocabulary, name), experiment.model.build()
     say(f"evaluating {len(split.pairs):,} {name} pairs: perplexity")
-    found = perplexity(model, params, split.batches())
+    measured = perplexity(model, params, split.batches())
     say(f"evaluating {len(split.pairs):,} {name} pairs: decoding with beam {experiment.decoding.beam}")
     texts, references = ([pair[side] for pair in split.pairs] for side in range(2))
     decoded, longest = [""] * len(texts), experiment.model.longest
     constraint = constraint_of(experiment.task, vocabulary, texts)
-    for i, best in decode(model, params, split.sources, experiment.decoding, longest=longest, constraint=constraint):
+    how = experiment.decoding
+    found = decode(model, params, split.sources, how, longest=longest, constraint=constraint, wanted=1)
+    for i, best in found:
         decoded[i] = vocabulary.target.decode(best[0].tokens)
     outputs, facts = experiment.task.outputs(texts, decoded)
     summary = {
         "split": name,
-        "perplexity": found["perplexity"],
+        "perplexity": measured["perplexity"],
         "scores": {name: score._asdict() for name, score in experiment.task.score(outputs, references).items()},
-        "tokens": found["tokens"],
+        "tokens": measured["tokens"],
         "checkpoints": steps,
         "decoding": dataclasses.asdict(experiment.decoding),
         "data": fingerprint(experiment.task.inputs(name)),

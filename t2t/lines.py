@@ -27,6 +27,8 @@ class Line(NamedTuple):
 class Work(Protocol):
     """What a verb makes of lines."""
 
+    wanted: int  # hypotheses of each piece that an answer is made of, at most
+
     def lines(self, texts: list[str], first: int) -> list[Line]:
         """What is to be decoded for each text; `first` is the number of the first one."""
         ...
@@ -118,8 +120,8 @@ def _answers(
     missing = [len(line.pieces) for line in lines]
     numbers = [(lines[i].number, part) for i, part in where]
     model, written, longest = experiment.model.build(), 0, experiment.model.longest
-    constraint = work.constraint(lines)
-    for index, best in decode(model, params, sources, experiment.decoding, sampling, numbers, longest, constraint):
+    how = (sampling, numbers, longest, work.constraint(lines), work.wanted)
+    for index, best in decode(model, params, sources, experiment.decoding, *how):
         i, part = where[index]
         found[i][part] = best
         missing[i] -= 1

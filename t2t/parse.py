@@ -43,6 +43,7 @@ class ParseLines:
         if experiment.model.longest:  # a tree has more tokens than its sentence, some 2.5 for each, and must fit too
             self._most = max(2, min(self._most, experiment.model.longest // 4))
         _make(wanted.svg)
+        self.wanted = 1
         self.repaired = 0  # outputs so far that were no trees
 
     def lines(self, texts: list[str], first: int) -> list[Line]:

@@ -4,7 +4,9 @@ Every array axis in t2t has a one-letter name, the same letter in einsums, docst
 
     N layers   B batch   T query length   S key length   D d_model   F d_ff
     H heads    k d_k     v d_v            V vocabulary   P parts of a batch
-    K beam     J place of a beam in the decoding cache
+    K beam
+
+In the cache of decoding `T` are its places, of which a token of each hypothesis takes one.
 
 The model says what its axes are; the two tables below say over which axes of the mesh each letter is split.
 Nothing else in the codebase mentions a mesh axis.
@@ -14,8 +16,9 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +30,8 @@ from t2t import distributed
 from t2t.errors import UserError
 from t2t.knobs import Count, Range
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Layout = dict[str, str | tuple[str, ...] | None]
 
 PARAMETERS: Layout = {
@@ -44,7 +49,6 @@ ACTIVATIONS: Layout = {
     "P": None,
     "B": ("data", "fsdp"),
     "K": None,
-    "J": None,
     "T": None,
     "S": None,
     "D": None,
@@ -112,6 +116,26 @@ def on(mesh: Mesh) -> Iterator[None]:
             yield
     finally:
         _mesh.reset(token)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """work(item) of each, in order, in so many threads, in which the mesh that is set here is set too."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    mesh = _mesh.get()
+
+    def there(item: Item) -> Result:
+        with contextlib.nullcontext() if mesh is None else on(mesh):
+            return work(item)
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(there, item) for item in items]
+        try:
+            yield from (each.result() for each in waiting)
+        finally:
+            for each in waiting:
+                each.cancel()
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:

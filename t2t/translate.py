@@ -39,7 +39,7 @@ class TranslateLines:
                 raise UserError(f"--n_best {wanted.n_best} does not go with --sample: one output is drawn for a line")
             raise UserError(f"--n_best {wanted.n_best} needs a beam as wide; --beam is {experiment.decoding.beam}")
         self._vocabulary, self._wanted, self._say = vocabulary, wanted, say
-        self._most = most_tokens(experiment)
+        self._most, self.wanted = most_tokens(experiment), wanted.n_best
 
     def lines(self, texts: list[str], first: int) -> list[Line]:
         """Each line's tokens; of a long one in pieces, or cut."""

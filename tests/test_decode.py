@@ -103,7 +103,7 @@ def test_the_cache_is_as_its_letters_say():
     source = fill([[3, 1], [4, 5, 1]], 2, 7)
     memory = model.apply(params, source, method=Transformer.encode)
     cache = model.apply(params, source, memory, 6, 9, method=Transformer.start)
-    sizes = dict(B=2, K=6, J=6, T=9, S=7, H=3, k=4, v=5)
+    sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5)
     assert cache.keys() == model.cache_axes.keys()
     assert len(cache.pop("layers")) == 2
     for name, axes in model.cache_axes.items() - {("layers", "")}:
@@ -227,13 +227,77 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
     decode._advancing("cpu").clear_cache()
 
 
-def test_a_cache_that_grows_finds_the_same():
-    """The cache begins as long as the array of sources: here 8 and 24, of 24."""
+def test_a_cache_that_is_moved_together_and_grows_finds_the_same(monkeypatch):
     params, limits = toys.params(TINY), np.array([24, 17, 9])
-    few, whole = (decode.beam_search(MODEL, params, fill(SOURCES, 3, s), limits, 3, 2.0, 24) for s in (8, 24))
-    assert (np.asarray(few.tokens) != 0).sum(-1).max() > 16  # grown twice
+    moved, sizes = decode._moved_together, []
+
+    def noted(model, cache, places):
+        sizes.append((cache["seen"].shape[2], places))
+        return moved(model, cache, places)
+
+    monkeypatch.setattr(decode, "_moved_together", noted)
+    found = []
+    for first in (2, 24):
+        monkeypatch.setattr(decode, "FIRST", first)
+        found.append(decode.beam_search(MODEL, params, fill(SOURCES, 3, 8), limits, 3, 2.0, 24))
+    few, whole = found
+    assert (np.asarray(few.tokens) != 0).sum(-1).max() == 24
+    assert {(a < b) - (a > b) for a, b in sizes} >= {0, 1}  # moved in the same room, and into a larger one
     np.testing.assert_array_equal(few.tokens, whole.tokens)
     np.testing.assert_allclose(few.scores, whole.scores, rtol=1e-5)
+
+
+def test_moving_together_keeps_what_is_seen_in_its_order():
+    seen = np.zeros((2, 2, 6), bool)
+    seen[0, 0, [0, 3]] = seen[0, 1, [0, 5]] = seen[1, :, 4] = True
+    cache = {"index": jnp.array(6), "seen": jnp.array(seen), "keys": (jnp.arange(24.0).reshape(2, 2, 6),), "x": 7}
+
+    class Model:
+        cache_axes = {"index": "", "seen": "BKT", "keys": "BkT", "x": ""}
+
+    for places in (4, 8):
+        moved = decode._moved_together(Model, cache, places)
+        assert moved["index"] == 3
+        (keys,) = moved["keys"]
+        assert moved["seen"].shape == (2, 2, places) and keys.shape == (2, 2, places)
+        for row in range(2):
+            for beam in range(2):
+                kept = keys[row][:, moved["seen"][row, beam]]
+                np.testing.assert_array_equal(kept, cache["keys"][0][row][:, seen[row, beam]])
+
+
+class Markov:
+    """Logits of the next token [V] from the last alone: a table [V V]. Its cache has room for any number of tokens."""
+
+    cache_axes = {"table": "", "source": "BS"}
+
+    def apply(self, table, *arguments, method):
+        return getattr(self, method)(table, *arguments)
+
+    def encode(self, table, source):
+        return source.tokens
+
+    def start(self, table, source, memory, beams, room):
+        return {"table": table, "source": memory}
+
+    def step(self, table, cache, tokens):
+        return cache["table"][tokens], cache
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
+    table = jax.random.normal(jax.random.key(0), (9, 9)).at[:, EOS].add(1.0)
+    model, source, limits = Markov(), fill([[2, 1]], 1, 8), jnp.full(1, 40)
+    every = decode.beam_search(model, table, source, limits, 4, alpha, 40)
+    steps = {}
+    for wanted in (1, 2, 4):
+        found = decode.beam_search(model, table, source, limits, 4, alpha, 40, wanted=wanted)
+        np.testing.assert_array_equal(found.tokens, every.tokens[:, :wanted])
+        np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
+        state = decode._begin(model, table, source, limits, 4, 16, 40, None)
+        advance = decode._advancing("cpu")
+        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, wanted)[0].length)
+    assert steps[1] < steps[2] <= steps[4] < 40
 
 
 @pytest.mark.parametrize("size", [5, 63, 64, 1000, 1001])

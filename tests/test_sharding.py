@@ -10,7 +10,7 @@ from t2t import checkpoint, cost, train
 from t2t.data.pipeline import TrainingBatches
 from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import override
-from t2t.sharding import make_mesh, unboxed
+from t2t.sharding import MeshConfig, make_mesh, on, row_shares, side_by_side, unboxed
 
 EIGHT_HEADS = {"model.num_heads": 8, "model.d_k": 4, "model.d_v": 4}
 # By the end of a parameter's path: V vocabulary, D d_model, H heads, F d_ff; N layers, k and v are never split.
@@ -113,3 +113,17 @@ def test_a_checkpoint_goes_on_on_another_mesh(count, toy, tmp_path):
         train.train(override(experiment, {"train_steps": steps}), tmp_path / where, lambda _: None, lambda *_: None)
     found, expected = (checkpoint.load_params(tmp_path / w / "checkpoints", alone)[0] for w in ("moved", "whole"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_side_by_side_comes_in_order_and_on_the_mesh(threads):
+    with on(make_mesh(MeshConfig(data=2))):
+        found = list(side_by_side(lambda i: (i, row_shares()), range(20), threads))
+    assert found == [(i, 2) for i in range(20)]
+    assert list(side_by_side(lambda i: row_shares(), [0], threads)) == [1]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_work_side_by_side_is_raised_here(threads):
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda i: 1 // i, [2, 1, 0, 1], threads))

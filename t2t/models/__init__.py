@@ -12,7 +12,9 @@ class Architecture(Protocol):
     The module that it builds is called with source [B S], target [B T] (`t2t.batch.Sequences`) and `train`, and gives
     logits [B T V]; training calls its two halves, `hidden` (the same arguments to [B T D]) and `logits`, so that logits
     need not be there all at once. For decoding it has `encode`, `start` and `step` and names the axes of its cache by
-    `cache_axes`, as `t2t.models.transformer.Transformer` does.
+    `cache_axes`, as `t2t.models.transformer.Transformer` does: what has `B` may be cut down to some rows, what has `K`
+    is reordered when hypotheses change places. A cache that has places `T` for tokens has a number "index", the first
+    free one, and bool "seen" [B K T], the places that are a hypothesis's past: others are written anew or taken out.
     """
 
     @property

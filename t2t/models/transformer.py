@@ -70,14 +70,16 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
-    # The decoding cache, a letter an axis; of what has `H` there is an array a layer. Keys and values stay in the place
-    # `J` of the beam that wrote them when beams change places: `places` says where each position of a hypothesis lies.
-    # The memory's have no `J`: a sentence's beams share them. `layers`: the weights, taken apart once, not every step.
+    # The decoding cache, a letter an axis; of what has `H` there is an array a layer. A step writes the keys and values
+    # of a sentence's K hypotheses into the next K places of `T`, from `index` on, where they stay: `seen` says which
+    # places are a hypothesis's own past. `lengths`: tokens so far. The memory's have no `K`: a sentence's hypotheses
+    # share them. `layers`: the weights, taken apart once, not every step.
     cache_axes = {
         "index": "",
-        "places": "BKT",
-        "keys": "BHkJT",
-        "values": "BHJTv",
+        "lengths": "B",
+        "seen": "BKT",
+        "keys": "BHkT",
+        "values": "BHTv",
         "memory_keys": "BHkS",
         "memory_values": "BHSv",
         "memory_segments": "BS",
@@ -122,9 +124,9 @@ class Transformer(nn.Module):
 
         return self._scan(layer, self.encoder, x, None)[0]
 
-    def start(self, source: Sequences, memory: jax.Array, beams: int, max_length: int) -> Cache:
-        """The cache before the first token, for `beams` hypotheses a sentence of at most `max_length` tokens."""
-        c, b = self.config, memory.shape[0]
+    def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> Cache:
+        """The cache before the first token, for `beams` hypotheses a sentence, with room for `room` tokens of each."""
+        c, b, places = self.config, memory.shape[0], beams * room
 
         def layer(decoder: DecoderLayer, carry: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
             keys, values = decoder.cross_attention.keys_and_values(memory)
@@ -133,9 +135,10 @@ class Transformer(nn.Module):
         _, (memory_keys, memory_values) = self._scan(layer, self.decoder, None, None)
         return {
             "index": jnp.zeros((), jnp.int32),
-            "places": jnp.zeros((b, beams, max_length), jnp.int32),  # counted from 1; 0: nothing is written there
-            "keys": tuple(jnp.zeros((c.num_layers, b, c.num_heads, c.d_k, beams, max_length), c.dtype)),
-            "values": tuple(jnp.zeros((c.num_layers, b, c.num_heads, beams, max_length, c.d_v), c.dtype)),
+            "lengths": jnp.zeros(b, jnp.int32),
+            "seen": jnp.zeros((b, beams, places), bool),
+            "keys": tuple(jnp.zeros((c.num_layers, b, c.num_heads, c.d_k, places), c.dtype)),
+            "values": tuple(jnp.zeros((c.num_layers, b, c.num_heads, places, c.d_v), c.dtype)),
             "memory_keys": tuple(memory_keys),
             "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
@@ -144,11 +147,11 @@ class Transformer(nn.Module):
 
     def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
         """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
-        index, (b, k, max_length) = cache["index"], cache["places"].shape
-        y = self.target_embedding(tokens, jnp.full((b, k), index), train=False, length=max_length)
-        beam = jnp.arange(1, k + 1)[:, None]
-        places = jax.lax.dynamic_update_slice_in_dim(cache["places"], jnp.tile(beam, (b, 1, 1)), index, axis=2)
-        seen = (places[:, :, None, :] == beam).reshape(b, k, k * max_length)  # [B K JT]
+        index, (b, k, places) = cache["index"], cache["seen"].shape
+        lengths = jnp.tile(cache["lengths"][:, None], (1, k))
+        y = self.target_embedding(tokens, lengths, train=False, length=places)  # a token has a place of its own
+        own = jnp.tile(jnp.eye(k, dtype=bool), (b, 1, 1))
+        seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, index, axis=2)
         memory_seen = (cache["memory_segments"] != 0)[:, None, :]  # [B 1 S]
         keys, values = [], []
         layer = DecoderLayer(self.config, parent=None)
@@ -159,8 +162,8 @@ class Transformer(nn.Module):
             )
             keys.append(new_keys)
             values.append(new_values)
-        cache = cache | {"index": index + 1, "places": places, "keys": tuple(keys), "values": tuple(values)}
-        return self.target_embedding.logits(y), cache
+        cache = cache | {"index": index + k, "lengths": cache["lengths"] + 1, "seen": seen}
+        return self.target_embedding.logits(y), cache | {"keys": tuple(keys), "values": tuple(values)}
 
     def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
         """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
@@ -224,15 +227,13 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position of every hypothesis, y [B K D], with this layer's part of the cache -> (y, keys and values).
 
-        seen [B K JT], memory_seen [B 1 S]: True where a hypothesis may look.
+        seen [B K T], memory_seen [B 1 S]: True where a hypothesis may look; index: the first place to write in.
         """
         new_keys, new_values = self.self_attention.keys_and_values(y)
-        new_keys, new_values = jnp.einsum("BJHk->BHkJ", new_keys), jnp.einsum("BJHv->BHJv", new_values)
-        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys[..., None], index, axis=4)
-        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values[:, :, :, None], index, axis=3)
-        b, h, d_k, *_ = keys.shape
-        flat = keys.reshape(b, h, d_k, -1), values.reshape(b, h, -1, values.shape[-1])  # [B H k JT], [B H JT v]
-        y = self.residual_1(y, self.self_attention.step(y, *flat, seen), train=False)
+        new_keys, new_values = jnp.einsum("BKHk->BHkK", new_keys), jnp.einsum("BKHv->BHKv", new_values)
+        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys, index, axis=3)
+        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values, index, axis=2)
+        y = self.residual_1(y, self.self_attention.step(y, keys, values, seen), train=False)
         attended = self.cross_attention.step(y, kept["memory_keys"], kept["memory_values"], memory_seen)
         y = self.residual_2(y, attended, train=False)
         return self.residual_3(y, self.feed_forward(y), train=False), (keys, values)

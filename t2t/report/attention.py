@@ -35,7 +35,8 @@ def cross_attention(
     check_lengths(experiment.model, [source], "--text")
     constraint = constraint_of(experiment.task, vocabulary, [text])
     longest = experiment.model.longest
-    ((_, best),) = decode(model, params, [source], experiment.decoding, longest=longest, constraint=constraint)
+    how = experiment.decoding
+    ((_, best),) = decode(model, params, [source], how, longest=longest, constraint=constraint, wanted=1)
     target = [*best[0].tokens, EOS][:longest]
     batch = [fill([ids], 1, len(ids)) for ids in (source, target)]
     _, kept = model.apply(params, *batch, mutable=["intermediates"])

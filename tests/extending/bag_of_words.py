@@ -53,7 +53,7 @@ class BagOfWords(nn.Module):
         real = (source.segments != 0)[..., None]
         return (self.table[source.tokens] * real).sum(1) / jnp.maximum(real.sum(1), 1)
 
-    def start(self, source: Sequences, memory: jax.Array, beams: int, max_length: int) -> dict[str, jax.Array]:
+    def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> dict[str, jax.Array]:
         """The cache before the first token."""
         return {"memory": memory}
 
