@@ -9,8 +9,9 @@ import toys
 
 from t2t.batch import Batch, Sequences
 from t2t.data.batching import fill
+from t2t.models.attention import Mask
 from t2t.models.dropout import rows_from
-from t2t.models.transformer import Mask, MultiHeadAttention, TransformerConfig, linear, shift_right
+from t2t.models.transformer import MultiHeadAttention, TransformerConfig, linear, shift_right
 from t2t.sharding import unboxed
 
 CONFIG = toys.config()

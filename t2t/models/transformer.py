@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Probability, Range, Whole
+from t2t.models.attention import Mask, attention
 from t2t.models.dropout import Dropout
 from t2t.sharding import constrain, named, unboxed
 
@@ -194,7 +195,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(self.config)
         self.residual_1, self.residual_2 = (Residual(self.config) for _ in range(2))
 
-    def __call__(self, x: jax.Array, mask: "Mask", *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: Mask, *, train: bool) -> jax.Array:
         """X [B S D] -> [B S D]."""
         keys, values = self.self_attention.keys_and_values(x)
         x = self.residual_1(x, self.self_attention(x, keys, values, mask, train=train), train=train)
@@ -213,7 +214,7 @@ class DecoderLayer(nn.Module):
         self.residual_1, self.residual_2, self.residual_3 = (Residual(self.config) for _ in range(3))
 
     def __call__(
-        self, y: jax.Array, self_mask: "Mask", memory: jax.Array, memory_mask: "Mask", *, train: bool
+        self, y: jax.Array, self_mask: Mask, memory: jax.Array, memory_mask: Mask, *, train: bool
     ) -> jax.Array:
         """Y [B T D], memory [B S D] -> [B T D]."""
         keys, values = self.self_attention.keys_and_values(y)
@@ -264,40 +265,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
-# ------------------------------------------------------------------------------ 3.2 Attention
-
-
-class Mask(NamedTuple):
-    """Who may see whom: a query sees the keys of its own segment, and none after itself if `causal`.
-
-    A value, not an array of flags: only a kernel that needs [B 1 T S] makes it.
-    """
-
-    query_segments: jax.Array  # int32 [B T], 0 = padding
-    key_segments: jax.Array  # int32 [B S], 0 = padding, which nobody sees
-    causal: bool = False
-
-    def dense(self) -> jax.Array:
-        """True where a query may see a key, [B 1 T S]."""
-        queries, keys = self.query_segments[:, :, None], self.key_segments[:, None, :]
-        allowed = (queries == keys) & (keys != 0)
-        if self.causal:
-            allowed &= jnp.tril(jnp.ones(allowed.shape[1:], bool))
-        return allowed[:, None]
-
-
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, change: Callable[[jax.Array], jax.Array] = lambda w: w
-) -> jax.Array:
-    """3.2.1, equation (1): softmax(q kᵀ / √d_k) v.
-
-    q [B T H k], k [B S H k], v [B S H v] -> [B T H v]. The weights [B H T S] pass through `change`.
-    A query that may see nothing (padding) gets the plain mean of the values, never a NaN.
-    """
-    scores = jnp.einsum("BTHk,BSHk->BHTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    scores = jnp.where(mask.dense(), scores, jnp.finfo(jnp.float32).min)
-    weights = change(jax.nn.softmax(scores))
-    return jnp.einsum("BHTS,BSHv->BTHv", weights.astype(v.dtype), v)
+# ------------------------------------------------------------------------------ 3.2 Attention (3.2.1: attention.py)
 
 
 class MultiHeadAttention(nn.Module):
