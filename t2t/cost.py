@@ -61,8 +61,8 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     """
     mesh, state, batch = abstract_mesh(experiment.mesh), abstract_state(experiment), abstract_batch(experiment)
     check_layout(mesh, state.params)
-    # What a slice of logits makes again to save memory is no work that the model asks for.
-    whole = override(experiment, {"mesh.logits_per_device": batch.target.tokens.size})
+    # What a slice of logits, or a block of attention, makes again to save memory is no work that the model asks for.
+    whole = override(_with_attention(experiment, "dense"), {"mesh.logits_per_device": batch.target.tokens.size})
     step = jax.make_jaxpr(functools.partial(train_step, whole))(unboxed(state), batch)
     per_step = flops(step.jaxpr)
     total = per_step * experiment.train_steps
@@ -81,6 +81,11 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
         "rate": rate,
         "hours": total / (rate * 1e12 * mesh.size) / 3600 if rate else None,
     }
+
+
+def _with_attention(experiment: Experiment, kernel: str) -> Experiment:
+    """The experiment with attention computed so, if its model has the choice: a platform's kernel need not be here."""
+    return override(experiment, {"model.attention": kernel}) if hasattr(experiment.model, "attention") else experiment
 
 
 def paper_flops(hours: float | None) -> float | None:
@@ -187,6 +192,8 @@ def memory(experiment: Experiment, mesh: AbstractMesh, state: TrainState) -> dic
     """
     layout, (number, part) = shardings(mesh, state), abstract_parts(experiment, mesh)
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), part)
+    if getattr(experiment.model, "attention", "") == "fused":  # which keeps what blocks keep
+        experiment = _with_attention(experiment, "blocked")
     logits, kept = forward(experiment, unboxed(state.params), mine)
     split = NamedSharding(mesh, spec("BTV", ACTIVATIONS)).shard_shape((*part.target.tokens.shape, logits.shape[-1]))
     number_of_slices = slices(split[0], split[1], experiment.mesh.logits_per_device)

@@ -174,6 +174,17 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
 
 
+def by_heads(function: Callable[..., jax.Array], inputs: tuple[str, ...], output: str) -> Callable[..., jax.Array]:
+    """`function` run by every device of our mesh on its own rows and heads, for what XLA cannot split by itself.
+
+    The letters of its arguments and of its result say how they are split; outside our mesh it is `function`.
+    """
+    if jax.sharding.get_abstract_mesh().axis_names != AXES:
+        return function
+    specs = tuple(spec(axes, ACTIVATIONS) for axes in inputs)
+    return jax.shard_map(function, in_specs=specs, out_specs=spec(output, ACTIVATIONS), check_vma=False)
+
+
 def shardings(mesh: Mesh | AbstractMesh, abstract: Any) -> Any:
     """Where every leaf of an abstract state lives: as its letters say, or whole on every device."""
     return jax.tree.map(lambda p: NamedSharding(mesh, p), nn.get_partition_spec(abstract))

@@ -28,6 +28,7 @@ from t2t.errors import UserError
 from t2t.evaluate import averages, perplexity, read_split
 from t2t.experiment import Experiment, override
 from t2t.loss import Sums, in_slices, slices
+from t2t.models.attention import check_rows
 from t2t.models.dropout import rows_from
 from t2t.run import Run
 from t2t.sharding import (
@@ -470,7 +471,13 @@ def _gib(size: float) -> str:
 
 
 def jitted_step(experiment: Experiment, mesh: Mesh, layout: TrainState) -> Any:
-    """The training step for a state laid out by `layout`, whose memory the new state takes over; to be lowered."""
+    """The training step for a state laid out by `layout`, whose memory the new state takes over; to be lowered.
+
+    Raises:
+        UserError: the model's attention does not take rows of several sentences on this mesh.
+    """
+    kernel, platform = getattr(experiment.model, "attention", ""), mesh.devices.flat[0].platform
+    check_rows(kernel, platform, experiment.batching.packed)
     return jax.jit(
         functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
     )

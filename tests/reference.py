@@ -11,6 +11,10 @@ T target length. Token 0 is PAD. Weights are plain dicts of arrays:
     model          {"embedding": [V, D], "positions": None or [max_len, D], "encoder": [...], "decoder": [...],
                     "target": None, or of targets with a vocabulary of their own {"embedding": ..., "positions": ...}}
 
+What came after the paper, or stands in its section 4 alone, is in keys that a model need not have: "final_norms", the
+two of a model whose norms stand before its sub-layers; "rope": True for rotary positions; "span", the r of restricted
+self-attention.
+
 There is no dropout here: this is the function that the network computes at inference.
 """
 
@@ -41,7 +45,28 @@ def scaled_dot_product_attention(q, keys, values, allowed):
     return weights @ values, weights
 
 
-def multi_head_attention(weights, queries, memory, allowed):
+def turned(x, rope):
+    """Su et al. 2021: row m of x [T, k] as k / 2 complex numbers, times e^(i m theta_j), theta_j = 10000^(-2j / k)."""
+    if not rope:
+        return x
+    numbers = x[:, 0::2] + 1j * x[:, 1::2]
+    for m in range(x.shape[0]):
+        for j in range(x.shape[1] // 2):
+            numbers[m, j] *= np.exp(1j * m * 10000 ** (-2 * j / x.shape[1]))
+    return np.stack([numbers.real, numbers.imag], axis=2).reshape(x.shape)
+
+
+def neighbourhood(length, span, causal):
+    """Who sees whom in self-attention [T, T]: all, or r places centred on one's own, or, if causal, the last r."""
+    allowed = np.zeros((length, length), dtype=bool)
+    for t in range(length):
+        first, last = (t - span + 1, t) if causal else (t - span // 2, t + (span - 1) // 2)
+        for s in range(length):
+            allowed[t, s] = (not span or first <= s <= last) and not (causal and s > t)
+    return allowed
+
+
+def multi_head_attention(weights, queries, memory, allowed, rope=False):
     """Section 3.2.2: H projected attentions, concatenated, times W_O; no biases.
 
     queries [T, D], memory [S, D] (keys and values alike), allowed [T, S] -> [T, D].
@@ -49,8 +74,8 @@ def multi_head_attention(weights, queries, memory, allowed):
     queries, memory = float64(queries), float64(memory)
     heads = []
     for h in range(weights["q"].shape[1]):
-        q = queries @ weights["q"][:, h, :]
-        keys = memory @ weights["k"][:, h, :]
+        q = turned(queries @ weights["q"][:, h, :], rope)
+        keys = turned(memory @ weights["k"][:, h, :], rope)
         values = memory @ weights["v"][:, h, :]
         heads.append(scaled_dot_product_attention(q, keys, values, allowed)[0])
     concatenated = np.concatenate(heads, axis=1)  # [T, H * v]
@@ -84,7 +109,7 @@ def sinusoids(length, d_model):
     return table
 
 
-def embed(model, tokens):
+def embed(model, tokens, rope=False):
     """Sections 3.4 and 3.5: embedding rows times sqrt(d_model), PAD's as zeros, plus positions -> [T, D]."""
     embedding = float64(model["embedding"])
     d_model = embedding.shape[1]
@@ -92,20 +117,39 @@ def embed(model, tokens):
     for t, token in enumerate(tokens):
         if token != PAD:
             x[t] = embedding[token] * math.sqrt(d_model)
+    if rope:
+        return x
     if model["positions"] is None:
         return x + sinusoids(len(tokens), d_model)
     return x + float64(model["positions"])[: len(tokens)]
 
 
 # --- Section 3.1: the two stacks; each sub-layer is LayerNorm(x + Sublayer(x)), nothing after the last ---
+# --- (Or x + Sublayer(LayerNorm(x)), Xiong et al. 2020, and a norm after the last.)
+def before(model, x, norm):
+    """What a sub-layer is given."""
+    return layer_norm(x, norm) if model.get("final_norms") else x
+
+
+def after(model, x, norm):
+    """What becomes of x + Sublayer(x)."""
+    return x if model.get("final_norms") else layer_norm(x, norm)
+
+
+def finished(model, x, stack):
+    """The output of stack 0 or 1, the encoder or the decoder."""
+    return layer_norm(x, model["final_norms"][stack]) if model.get("final_norms") else x
+
+
 def encode(model, source):
     """Section 3.1, encoder: source, S token ids without padding -> [S, D]."""
-    x = embed(model, source)
-    everywhere = np.ones((len(source), len(source)), dtype=bool)
+    rope, near = model.get("rope", False), neighbourhood(len(source), model.get("span", 0), causal=False)
+    x = embed(model, source, rope)
     for layer in model["encoder"]:
-        x = layer_norm(x + multi_head_attention(layer["self"], x, x, everywhere), layer["norm1"])
-        x = layer_norm(x + feed_forward(layer["ffn"], x), layer["norm2"])
-    return x
+        inner = before(model, x, layer["norm1"])
+        x = after(model, x + multi_head_attention(layer["self"], inner, inner, near, rope), layer["norm1"])
+        x = after(model, x + feed_forward(layer["ffn"], before(model, x, layer["norm2"])), layer["norm2"])
+    return finished(model, x, 0)
 
 
 def decode(model, memory, target):
@@ -116,14 +160,16 @@ def decode(model, memory, target):
     targets' where they have one of their own.
     """
     table = model["target"] or model
-    x = embed(table, [PAD, *target][:-1])
-    no_later = np.tril(np.ones((len(target), len(target)), dtype=bool))
+    rope, no_later = model.get("rope", False), neighbourhood(len(target), model.get("span", 0), causal=True)
+    x = embed(table, [PAD, *target][:-1], rope)
     everywhere = np.ones((len(target), len(memory)), dtype=bool)
     for layer in model["decoder"]:
-        x = layer_norm(x + multi_head_attention(layer["self"], x, x, no_later), layer["norm1"])
-        x = layer_norm(x + multi_head_attention(layer["cross"], x, memory, everywhere), layer["norm2"])
-        x = layer_norm(x + feed_forward(layer["ffn"], x), layer["norm3"])
-    return x @ float64(table["embedding"]).T
+        inner = before(model, x, layer["norm1"])
+        x = after(model, x + multi_head_attention(layer["self"], inner, inner, no_later, rope), layer["norm1"])
+        inner = before(model, x, layer["norm2"])
+        x = after(model, x + multi_head_attention(layer["cross"], inner, memory, everywhere), layer["norm2"])
+        x = after(model, x + feed_forward(layer["ffn"], before(model, x, layer["norm3"])), layer["norm3"])
+    return finished(model, x, 1) @ float64(table["embedding"]).T
 
 
 def count_parameters(model):

@@ -54,6 +54,15 @@ def test_a_plan_leaves_no_row_with_room_for_a_pair_of_a_later_one():
         assert not ((later_s <= 70 - s.sum()) & (later_t <= 70 - t.sum())).any()
 
 
+def test_a_row_holds_one_sentence_pair_where_they_are_not_packed():
+    source, target = lengths(300, seed=4)
+    planned = plan(source, target, [Room(35, 35), Room(70, 70)], packed=False)
+    placed = np.concatenate([rows.cells for rows in planned])
+    assert sorted(placed.tolist()) == sorted(cells(source, target).tolist())
+    assert all((np.diff(rows.starts) == 1).all() for rows in planned)
+    assert [len(rows) for rows in planned] == [n := int((np.maximum(source, target) <= 35).sum()), 300 - n]
+
+
 def test_rooms_are_halves_and_the_side_with_fewer_tokens_is_narrower():
     config = BatchingConfig(max_length=256, shapes=3)
     assert rooms(config, 100, 100) == [Room(64, 64), Room(128, 128), Room(256, 256)]

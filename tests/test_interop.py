@@ -65,6 +65,7 @@ def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"norm": "pre"}, "CTranslate2 is given the paper's Transformer only, not norm pre, positions sinusoid"),
         ({"d_v": 4}, "CTranslate2 has d_k = d_v = d_model / heads only, not d_k 8, d_v 4, 2 heads, d_model 16"),
         ({"target_vocab_size": 9}, "CTranslate2 takes runs with a shared vocabulary, not parsers"),
     ],

@@ -559,12 +559,12 @@ def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.build().init, jax.random.key(0), row, row)))
 
 
-def by_the_paper(v, n, d, f, h, dk, dv, learned=0):
+def by_the_paper(v, n, d, f, h, dk, dv, learned=0, final_norms=0):
     """Section 3 in numbers: three attentions, two feed-forwards and five norms a layer of both stacks."""
     attention = d * h * dk + d * h * dk + d * h * dv + h * dv * d
     feed_forward = d * f + f + f * d + d
     norm = d + d
-    return v * d + learned * d + n * (3 * attention + 2 * feed_forward + 5 * norm)
+    return v * d + learned * d + n * (3 * attention + 2 * feed_forward + 5 * norm) + final_norms * norm
 
 
 SIZE_OF_BASE = 63_045_632  # with 37,000 pieces
@@ -572,6 +572,9 @@ COUNTS = {
     **dict.fromkeys(("ende_base", "table3_base", "table3_a_h1", "table3_a_h4", "table3_a_h16"), SIZE_OF_BASE),
     **{f"table3_{row}": SIZE_OF_BASE for row in ("a_h32", "d_drop0", "d_drop02", "d_ls0", "d_ls02")},
     "multi30k_ende": 2_086_912,
+    **{f"modern_{name}": 915_456 for name in ("rope", "restricted", "blocked")},
+    "modern_pre_ln": 915_968,
+    "modern_learned": 1_046_528,
     "own_base": 60_485_632,
     "own_small": 7_568_384,
     "quickstart": 915_456,
@@ -601,7 +604,9 @@ def test_parameters(name):
     m = get(name).model
     learned = m.max_length if m.positions == "learned" else 0
     pieces = m.vocab_size + m.target_vocab_size
-    expected = by_the_paper(pieces, m.num_layers, m.d_model, m.d_ff, m.num_heads, m.d_k, m.d_v, learned)
+    expected = by_the_paper(
+        pieces, m.num_layers, m.d_model, m.d_ff, m.num_heads, m.d_k, m.d_v, learned, 2 * (m.norm == "pre")
+    )
     same = dataclasses.replace(m, p_drop=0.1, dtype="float32")  # has no part in it
     assert parameters(same) == expected == COUNTS[name]
 

@@ -65,6 +65,9 @@ def as_reference(params, config):
         "target": embedding(p["target_embedding"]) if "target_embedding" in p else None,
         "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers)],
         "decoder": [layer("decoder", i, ("self", "cross", "ffn")) for i in range(config.num_layers)],
+        "final_norms": [p["encoder_norm"], p["decoder_norm"]] if config.norm == "pre" else None,
+        "rope": config.positions == "rope",
+        "span": config.attention_span,
     }
 
 

@@ -29,6 +29,7 @@ class BatchingConfig:
 
     tokens: Count = 25_000  # source tokens, and target tokens, that a batch has room for; paper: about 25,000
     max_length: Length = 256  # tokens with EOS: a pair with a longer side is left out in training, never in evaluation
+    packed: bool = True  # a row holds as many sentences as fit; paper: false, one, and padding after it
     shapes: Count = 3  # row lengths to compile: max_length, its half, ...; in shorter rows attention costs less
 
 
@@ -72,7 +73,7 @@ class Epochs:
         self.tokens = int(source.sum(dtype=np.int64)), int(target.sum(dtype=np.int64))  # an epoch, source and target
         self.pairs = len(kept)
         self.longest = int(max(source.max(), target.max()))
-        packed = plan(source, target, rooms(config, *self.tokens))
+        packed = plan(source, target, rooms(config, *self.tokens), config.packed)
         self.buckets = [Bucket(rows, config.tokens) for rows in packed if len(rows)]
         self._seed = seed
         place = cells(source, target)

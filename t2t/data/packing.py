@@ -40,17 +40,17 @@ def cells(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return source.astype(np.int32) * CELL + target.astype(np.int32)
 
 
-def plan(source: np.ndarray, target: np.ndarray, rooms: list[Room]) -> list[Rows]:
+def plan(source: np.ndarray, target: np.ndarray, rooms: list[Room], packed: bool = True) -> list[Rows]:
     """Rows that hold every pair once; `rooms` ascend, and every pair fits into the last.
 
     A row begins with the longest pair that is left, in the smallest room it fits, and takes the longest that still fits
-    until none does. source, target: lengths [pairs].
+    until none does; or none but that one, unless `packed`. source, target: lengths [pairs].
     """
     largest = rooms[-1]
     counts = np.zeros((largest.source + 1, largest.target + 1), np.int64)
     np.add.at(counts, (source, target), 1)
     parts: list[list[tuple[list[int], int]]] = [[] for _ in rooms]
-    for room, combination, times in _combinations(counts, rooms):
+    for room, combination, times in _combinations(counts, rooms, packed):
         parts[room].append(([s * CELL + t for s, t in combination], times))
     return [_rows(room, part) for room, part in zip(rooms, parts, strict=True)]
 
@@ -62,7 +62,7 @@ def _rows(room: Room, part: list[tuple[list[int], int]]) -> Rows:
     return Rows(room, np.concatenate([np.empty(0, np.int32), *repeated]), starts)
 
 
-def _combinations(counts: np.ndarray, rooms: list[Room]) -> Iterator[tuple[int, list[Cell], int]]:
+def _combinations(counts: np.ndarray, rooms: list[Room], packed: bool) -> Iterator[tuple[int, list[Cell], int]]:
     """Which lengths fill a row of which room together, and how many such rows there are. Empties `counts`."""
     sizes = np.add.outer(*(np.arange(n) / max(n - 1, 1) for n in counts.shape))
     left = np.where(counts > 0, sizes, -1.0)  # the size of each cell that still has pairs
@@ -70,7 +70,7 @@ def _combinations(counts: np.ndarray, rooms: list[Room]) -> Iterator[tuple[int, 
     for seed in seeds:
         room = next(i for i, r in enumerate(rooms) if seed[0] <= r.source and seed[1] <= r.target)
         while counts[seed]:
-            combination = _fill(seed, rooms[room], counts, left)
+            combination = _fill(seed, rooms[room], counts, left) if packed else [seed]
             used = Counter(combination)
             times = min(int(counts[cell]) // n for cell, n in used.items())
             for cell, n in used.items():

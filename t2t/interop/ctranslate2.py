@@ -60,6 +60,9 @@ def _specs() -> ModuleType:
 def _expressible(model: Architecture) -> TransformerConfig:
     if not isinstance(model, TransformerConfig):
         raise UserError(f"CTranslate2 has Transformers only, no {type(model).__name__}")
+    if model.norm == "pre" or model.positions == "rope" or model.attention_span:
+        found = f"norm {model.norm}, positions {model.positions}, attention_span {model.attention_span}"
+        raise UserError(f"CTranslate2 is given the paper's Transformer only, not {found}")
     if model.target_vocab_size:
         raise UserError("CTranslate2 takes runs with a shared vocabulary, not parsers")
     if not model.d_k == model.d_v == model.d_model / model.num_heads:

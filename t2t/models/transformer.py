@@ -19,7 +19,7 @@ import numpy as np
 from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Probability, Range, Whole
-from t2t.models.attention import Mask, attention
+from t2t.models.attention import Mask, attend
 from t2t.models.dropout import Dropout
 from t2t.sharding import constrain, named, unboxed
 
@@ -40,18 +40,32 @@ class TransformerConfig:
     d_v: Count = 64  # d_v: width of a head's values; paper: 64
     p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position; paper: 0.1, big 0.3
     p_attention: Probability = 0.0  # P of dropout on attention weights; paper: named for parsing only (section 6.3)
-    positions: Literal["sinusoid", "learned"] = "sinusoid"  # PE, section 3.5; paper: sinusoid, learned in row (E)
+    positions: Literal["sinusoid", "learned", "rope"] = (
+        "sinusoid"  # PE, section 3.5; paper: sinusoid, learned in row (E)
+    )
     max_length: Count = 1024  # tokens: rows of the table of learned positions
+    norm: Literal["post", "pre"] = (
+        "post"  # LayerNorm after each residual connection, or before the sub-layer; paper: post
+    )
+    attention: Literal["dense", "blocked", "fused"] = "dense"  # how equation (1) is computed; fused needs a GPU or TPU
+    attention_span: Whole = 0  # r: places that a position sees in restricted self-attention (Table 1); 0, paper: all
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and products; weights, sums, norms are float32
     unroll: Count = 1  # layers: copies of a layer in the compiled loop over layers; more runs faster, compiles slower
 
     def __post_init__(self) -> None:
         if self.positions == "sinusoid" and self.d_model % 2:
             raise UserError(f"--model.d_model must be even for sinusoids, not {self.d_model}")
+        if self.positions == "rope" and self.d_k % 2:
+            raise UserError(f"--model.d_k must be even for rotary positions, not {self.d_k}")
+        if self.p_attention and (self.attention != "dense" or self.attention_span):
+            raise UserError(
+                "--model.p_attention drops attention weights, so it needs --model.attention dense and "
+                f"--model.attention_span 0, not {self.attention} and {self.attention_span}"
+            )
 
     @property
     def longest(self) -> int | None:
-        """Tokens that a sentence may have: the rows of the learned positions; sinusoids go on for ever."""
+        """Tokens that a sentence may have: the rows of the learned positions; others go on for ever."""
         return self.max_length if self.positions == "learned" else None
 
     def build(self) -> "Transformer":
@@ -94,6 +108,8 @@ class Transformer(nn.Module):
         self.target_embedding = Embedding(self.config, own) if own else self.embedding
         self.encoder = EncoderLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
         self.decoder = DecoderLayer(self.config)
+        if self.config.norm == "pre":  # each layer's last sum leaves it without one
+            self.encoder_norm, self.decoder_norm = Norm(self.config), Norm(self.config)
 
     def __call__(self, source: Sequences, target: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S], target [B T] -> float32 logits [B T V]: position t predicts target token t."""
@@ -103,13 +119,15 @@ class Transformer(nn.Module):
         """Source [B S], target [B T] -> the decoder's output [B T D], which `logits` takes."""
         memory = self.encode(source, train=train)
         y = self.target_embedding(shift_right(target), target.positions, train=train)
-        self_mask = Mask(target.segments, target.segments, causal=True)
+        self_mask = Mask(target.segments, target.segments, causal=True, span=self.config.attention_span)
         memory_mask = Mask(target.segments, source.segments)
+        angles = self._angles(target.positions)
 
         def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return decoder(y, self_mask, memory, memory_mask, train=train), None
+            return decoder(y, self_mask, memory, memory_mask, angles, train=train), None
 
-        return self._scan(layer, self.decoder, y, None)[0]
+        y, _ = self._scan(layer, self.decoder, y, None)
+        return self.decoder_norm.normed(y) if self.config.norm == "pre" else y
 
     def logits(self, y: jax.Array) -> jax.Array:
         """Y [B T D] -> float32 logits [B T V]."""
@@ -118,12 +136,14 @@ class Transformer(nn.Module):
     def encode(self, source: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S] -> memory [B S D], the encoder's output."""
         x = self.embedding(source.tokens, source.positions, train=train)
-        mask = Mask(source.segments, source.segments)
+        mask = Mask(source.segments, source.segments, span=self.config.attention_span)
+        angles = self._angles(source.positions)
 
         def layer(encoder: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return encoder(x, mask, train=train), None
+            return encoder(x, mask, angles, train=train), None
 
-        return self._scan(layer, self.encoder, x, None)[0]
+        x, _ = self._scan(layer, self.encoder, x, None)
+        return self.encoder_norm.normed(x) if self.config.norm == "pre" else x
 
     def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> Cache:
         """The cache before the first token, for `beams` hypotheses a sentence, with room for `room` tokens of each."""
@@ -151,20 +171,29 @@ class Transformer(nn.Module):
         index, (b, k, places) = cache["index"], cache["seen"].shape
         lengths = jnp.tile(cache["lengths"][:, None], (1, k))
         y = self.target_embedding(tokens, lengths, train=False, length=places)  # a token has a place of its own
+        angles = self._angles(lengths)
         own = jnp.tile(jnp.eye(k, dtype=bool), (b, 1, 1))
-        seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, index, axis=2)
+        seen = past = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, index, axis=2)
+        if self.config.attention_span:  # the last of a hypothesis's places, which are in the order of its tokens
+            seen = past & (past.cumsum(-1) > past.sum(-1, keepdims=True) - self.config.attention_span)
         memory_seen = (cache["memory_segments"] != 0)[:, None, :]  # [B 1 S]
         keys, values = [], []
         layer = DecoderLayer(self.config, parent=None)
         for i, weights in enumerate(cache["layers"]):  # no scan: it would copy weights and cache for every token
             kept = {name: cache[name][i] for name in ("keys", "values", "memory_keys", "memory_values")}
             y, (new_keys, new_values) = layer.apply(
-                {"params": weights}, y, index, kept, seen, memory_seen, method="step"
+                {"params": weights}, y, index, kept, seen, memory_seen, angles, method="step"
             )
             keys.append(new_keys)
             values.append(new_values)
-        cache = cache | {"index": index + k, "lengths": cache["lengths"] + 1, "seen": seen}
+        cache = cache | {"index": index + k, "lengths": cache["lengths"] + 1, "seen": past}
+        if self.config.norm == "pre":
+            y = self.decoder_norm.normed(y)
         return self.target_embedding.logits(y), cache | {"keys": tuple(keys), "values": tuple(values)}
+
+    def _angles(self, positions: jax.Array) -> jax.Array | None:
+        """By how much queries and keys at positions [B T] are turned, [B T k/2]; None unless positions are rotary."""
+        return rotary_angles(positions, self.config.d_k) if self.config.positions == "rope" else None
 
     def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
         """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
@@ -195,11 +224,12 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(self.config)
         self.residual_1, self.residual_2 = (Residual(self.config) for _ in range(2))
 
-    def __call__(self, x: jax.Array, mask: Mask, *, train: bool) -> jax.Array:
-        """X [B S D] -> [B S D]."""
-        keys, values = self.self_attention.keys_and_values(x)
-        x = self.residual_1(x, self.self_attention(x, keys, values, mask, train=train), train=train)
-        return self.residual_2(x, self.feed_forward(x), train=train)
+    def __call__(self, x: jax.Array, mask: Mask, angles: jax.Array | None, *, train: bool) -> jax.Array:
+        """X [B S D], angles of rotary positions [B S k/2] -> [B S D]."""
+        inner = self.residual_1.before(x)
+        keys, values = self.self_attention.keys_and_values(inner, angles)
+        x = self.residual_1(x, self.self_attention(inner, keys, values, mask, angles, train=train), train=train)
+        return self.residual_2(x, self.feed_forward(self.residual_2.before(x)), train=train)
 
 
 class DecoderLayer(nn.Module):
@@ -214,44 +244,80 @@ class DecoderLayer(nn.Module):
         self.residual_1, self.residual_2, self.residual_3 = (Residual(self.config) for _ in range(3))
 
     def __call__(
-        self, y: jax.Array, self_mask: Mask, memory: jax.Array, memory_mask: Mask, *, train: bool
+        self,
+        y: jax.Array,
+        self_mask: Mask,
+        memory: jax.Array,
+        memory_mask: Mask,
+        angles: jax.Array | None,
+        *,
+        train: bool,
     ) -> jax.Array:
-        """Y [B T D], memory [B S D] -> [B T D]."""
-        keys, values = self.self_attention.keys_and_values(y)
-        y = self.residual_1(y, self.self_attention(y, keys, values, self_mask, train=train), train=train)
+        """Y [B T D], memory [B S D], angles of rotary positions [B T k/2] -> [B T D]."""
+        inner = self.residual_1.before(y)
+        keys, values = self.self_attention.keys_and_values(inner, angles)
+        y = self.residual_1(y, self.self_attention(inner, keys, values, self_mask, angles, train=train), train=train)
+        inner = self.residual_2.before(y)
         keys, values = self.cross_attention.keys_and_values(memory)
-        y = self.residual_2(y, self.cross_attention(y, keys, values, memory_mask, train=train), train=train)
-        return self.residual_3(y, self.feed_forward(y), train=train)
+        y = self.residual_2(y, self.cross_attention(inner, keys, values, memory_mask, train=train), train=train)
+        return self.residual_3(y, self.feed_forward(self.residual_3.before(y)), train=train)
 
     def step(
-        self, y: jax.Array, index: jax.Array, kept: Cache, seen: jax.Array, memory_seen: jax.Array
+        self,
+        y: jax.Array,
+        index: jax.Array,
+        kept: Cache,
+        seen: jax.Array,
+        memory_seen: jax.Array,
+        angles: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position of every hypothesis, y [B K D], with this layer's part of the cache -> (y, keys and values).
 
-        seen [B K T], memory_seen [B 1 S]: True where a hypothesis may look; index: the first place to write in.
+        seen [B K T], memory_seen [B 1 S]: True where a hypothesis may look; index: the first place to write in; angles
+        [B K k/2]: of rotary positions.
         """
-        new_keys, new_values = self.self_attention.keys_and_values(y)
+        inner = self.residual_1.before(y)
+        new_keys, new_values = self.self_attention.keys_and_values(inner, angles)
         new_keys, new_values = jnp.einsum("BKHk->BHkK", new_keys), jnp.einsum("BKHv->BHKv", new_values)
         keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys, index, axis=3)
         values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values, index, axis=2)
-        y = self.residual_1(y, self.self_attention.step(y, keys, values, seen), train=False)
-        attended = self.cross_attention.step(y, kept["memory_keys"], kept["memory_values"], memory_seen)
+        y = self.residual_1(y, self.self_attention.step(inner, keys, values, seen, angles), train=False)
+        inner = self.residual_2.before(y)
+        attended = self.cross_attention.step(inner, kept["memory_keys"], kept["memory_values"], memory_seen)
         y = self.residual_2(y, attended, train=False)
-        return self.residual_3(y, self.feed_forward(y), train=False), (keys, values)
+        return self.residual_3(y, self.feed_forward(self.residual_3.before(y)), train=False), (keys, values)
 
 
-class Residual(nn.Module):
-    """LayerNorm(x + Dropout(Sublayer(x))): the residual connection, with the norm after it."""
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) with a scale and a bias of its own."""
 
     config: TransformerConfig
+
+    def setup(self) -> None:
+        self.scale = self.param("scale", named(nn.initializers.ones, "D"), (self.config.d_model,))
+        self.bias = self.param("bias", named(nn.initializers.zeros, "D"), (self.config.d_model,))
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """X [B T D] -> [B T D]."""
+        return constrain(layer_norm(x, self.scale, self.bias).astype(self.config.dtype), "BTD")
+
+
+class Residual(Norm):
+    """LayerNorm(x + Dropout(Sublayer(x))): the residual connection, with the norm after it.
+
+    Where `norm` is "pre" it is x + Dropout(Sublayer(LayerNorm(x))) of Xiong et al. 2020. The caller computes the
+    sub-layer, of `before(x)`.
+    """
+
+    def before(self, x: jax.Array) -> jax.Array:
+        """What the sub-layer sees of x [B T D]: x itself, or its norm."""
+        return self.normed(x) if self.config.norm == "pre" else x
 
     @nn.compact
     def __call__(self, x: jax.Array, sublayer: jax.Array, *, train: bool) -> jax.Array:
         """X and the sub-layer's output, both [B T D] -> [B T D]."""
         x = x + Dropout(self.config.p_drop)(sublayer, train=train)
-        scale = self.param("scale", named(nn.initializers.ones, "D"), (self.config.d_model,))
-        bias = self.param("bias", named(nn.initializers.zeros, "D"), (self.config.d_model,))
-        return constrain(layer_norm(x, scale, bias).astype(self.config.dtype), "BTD")
+        return constrain(x, "BTD") if self.config.norm == "pre" else self.normed(x)
 
 
 LAYER_NORM_EPSILON = 1e-6
@@ -282,31 +348,42 @@ class MultiHeadAttention(nn.Module):
         self.output = Linear("BTHv,HvD->BTD", sizes, c.dtype)
         self.dropout = Dropout(c.p_attention)
 
-    def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """X [B S D] -> keys [B S H k], values [B S H v]."""
-        return self.key(x), self.value(x)
+    def keys_and_values(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """X [B S D], angles of rotary positions [B S k/2] -> keys [B S H k], values [B S H v]."""
+        return rotated(self.key(x), angles), self.value(x)
 
     def __call__(
-        self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: Mask, *, train: bool = False
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        mask: Mask,
+        angles: jax.Array | None = None,
+        *,
+        train: bool = False,
     ) -> jax.Array:
-        """Queries from x [B T D] over keys [B S H k] and values [B S H v] -> [B T D].
+        """Queries from x [B T D], turned by angles [B T k/2], over keys [B S H k] and values [B S H v] -> [B T D].
 
-        The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable.
+        The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable, where
+        they are all there at once: not those of blocked, fused and restricted attention.
         """
 
         def change(weights: jax.Array) -> jax.Array:
             self.sow("intermediates", "weights", weights)
             return self.dropout(weights, train=train)
 
-        return self.output(attention(self.query(x), keys, values, mask, change))
+        q = rotated(self.query(x), angles)
+        return self.output(attend(self.config.attention, q, keys, values, mask, change))
 
-    def step(self, x: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+    def step(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, angles: jax.Array | None = None
+    ) -> jax.Array:
         """Equation (1) while decoding: queries from x [B K D] over keys [B H k S] and values [B H S v] -> [B K D].
 
         seen [B K S] or [B 1 S]: True where a hypothesis may look. As plain products of matrices in these layouts the
         two small products are several times faster on a CPU than as those of `attention`.
         """
-        q = self.query(x).swapaxes(1, 2)  # [B H K k]
+        q = rotated(self.query(x), angles).swapaxes(1, 2)  # [B H K k]
         scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min))
         return self.output(jnp.matmul(weights.astype(values.dtype), values).swapaxes(1, 2))
@@ -408,12 +485,14 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool, length: int = 0) -> jax.Array:
         """Tokens [B T] at `positions` [B T], all below `length` (T unless given) -> [B T D].
 
-        The embedding times √d_model plus the position's row, then dropout; PAD embeds to zero.
+        The embedding times √d_model plus the position's row, unless positions are rotary, then dropout; PAD embeds to
+        zero.
         """
         c = self.config
         table = constrain(self.table, "VD")  # whole rows, so that looking one up stays where its batch is
         x = constrain(table[tokens], "BTD") * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
-        x = x + self._rows(length or tokens.shape[1])[positions]
+        if c.positions != "rope":
+            x = x + self._rows(length or tokens.shape[1])[positions]
         return constrain(self.dropout(x, train=train).astype(c.dtype), "BTD")
 
     def _rows(self, length: int) -> jax.Array:
@@ -441,3 +520,24 @@ def sinusoids(length: int, d_model: int) -> np.ndarray:
     """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos(same): float32 [length, d_model]."""
     angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, d_model, 2) / d_model)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model).astype(np.float32)
+
+
+def rotary_angles(positions: jax.Array, d_k: int) -> jax.Array:
+    """Rotary positions (Su et al. 2021): pos / 10000^(2i / d_k) for each pair i of a head's d_k numbers.
+
+    positions [B T] -> float32 [B T k/2].
+    """
+    return positions[..., None] / 10_000 ** (np.arange(0, d_k, 2, dtype=np.float32) / d_k)
+
+
+def rotated(x: jax.Array, angles: jax.Array | None) -> jax.Array:
+    """Queries or keys x [B T H k], each pair (2i, 2i + 1) turned by its angle [B T k/2]; x itself where there is none.
+
+    The product of a query and a key so turned depends on how far apart their positions are, and not on where they are.
+    """
+    if angles is None:
+        return x
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)

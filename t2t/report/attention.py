@@ -14,7 +14,7 @@ from t2t.decode import decode
 from t2t.drawing import whole
 from t2t.errors import UserError
 from t2t.evaluate import check_lengths
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, override
 
 CELL = 18  # pixels of a weight
 LETTER = 7  # pixels that a letter takes, at most
@@ -30,6 +30,8 @@ def cross_attention(
     """
     if not text.strip():
         raise UserError("no text to look at: give some words with --text")
+    if hasattr(experiment.model, "attention"):
+        experiment = override(experiment, {"model.attention": "dense"})  # alone it has the weights all at once
     model: Any = experiment.model.build()
     (source,) = vocabulary.source.encode([text])
     check_lengths(experiment.model, [source], "--text")
