@@ -199,8 +199,8 @@ def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: 
         "unit": asked.unit,
         "model": f"{model.num_layers}+{model.num_layers} layers, d_model {model.d_model}, {model.vocab_size:,} pieces",
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "machine": f"{_processor()}, {options.threads} threads; Python {platform.python_version()}",
-        "commit": _commit(),
+        "machine": f"{processor()}, {options.threads} threads; Python {platform.python_version()}",
+        "commit": commit(),
         "how": asked.how,
         "jax": importlib.metadata.version("jax"),
         "engines": {
@@ -226,12 +226,14 @@ def _of_the_machine(answers: list[dict[str, float]]) -> dict[str, Any]:
     return {"utilisation": reached._asdict(), "matrix_rate": rate._asdict(), "padding": 1 - tokens / positions}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is measured."""
     said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     return said.stdout.strip() or "not known"
 
@@ -246,8 +248,9 @@ in brackets. `first` is the first time, with what is compiled or loaded then; th
 
 
 def kept() -> list[dict[str, Any]]:
-    """All results that the page is of."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    """All results that the page is of: those of engines beside each other."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [each for each in found if "engines" in each]
 
 
 def page(results: list[dict[str, Any]]) -> str:
