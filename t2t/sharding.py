@@ -4,7 +4,8 @@ Every array axis in t2t has a one-letter name, the same letter in einsums, docst
 
     N layers   B batch   T query length   S key length   D d_model   F d_ff
     H heads    k d_k     v d_v            V vocabulary   P parts of a batch
-    K beam
+    K beam     W kernel of a convolution        C what goes into one: F, whole on a device
+    G gates of a recurrent cell, or the two halves that a gated unit multiplies
 
 In the cache of decoding `T` are its places, of which a token of each hypothesis takes one.
 
@@ -38,6 +39,9 @@ PARAMETERS: Layout = {
     "N": None,
     "T": None,
     "D": "fsdp",
+    "C": "fsdp",
+    "W": None,
+    "G": None,
     "H": "model",
     "F": "model",
     "V": "model",
@@ -52,6 +56,9 @@ ACTIVATIONS: Layout = {
     "T": None,
     "S": None,
     "D": None,
+    "C": None,
+    "W": None,
+    "G": None,
     "H": "model",
     "F": "model",
     "V": "model",

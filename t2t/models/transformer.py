@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
             return decoder(y, self_mask, memory, memory_mask, angles, train=train), None
 
-        y, _ = self._scan(layer, self.decoder, y, None)
+        y, _ = scan_layers(self.config, layer, self.decoder, y, None)
         return self.decoder_norm.normed(y) if self.config.norm == "pre" else y
 
     def logits(self, y: jax.Array) -> jax.Array:
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         def layer(encoder: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return encoder(x, mask, angles, train=train), None
 
-        x, _ = self._scan(layer, self.encoder, x, None)
+        x, _ = scan_layers(self.config, layer, self.encoder, x, None)
         return self.encoder_norm.normed(x) if self.config.norm == "pre" else x
 
     def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> Cache:
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
             keys, values = decoder.cross_attention.keys_and_values(memory)
             return carry, (jnp.einsum("BSHk->BHkS", keys), jnp.einsum("BSHv->BHSv", values))
 
-        _, (memory_keys, memory_values) = self._scan(layer, self.decoder, None, None)
+        _, (memory_keys, memory_values) = scan_layers(self.config, layer, self.decoder, None, None)
         return {
             "index": jnp.zeros((), jnp.int32),
             "lengths": jnp.zeros(b, jnp.int32),
@@ -163,7 +163,7 @@ class Transformer(nn.Module):
             "memory_keys": tuple(memory_keys),
             "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
-            "layers": _taken_apart(self.decoder.variables["params"], c.num_layers),
+            "layers": taken_apart(self.decoder.variables["params"], c.num_layers),
         }
 
     def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
@@ -195,20 +195,21 @@ class Transformer(nn.Module):
         """By how much queries and keys at positions [B T] are turned, [B T k/2]; None unless positions are rotary."""
         return rotary_angles(positions, self.config.d_k) if self.config.positions == "rope" else None
 
-    def _scan(self, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
-        """Runs `body(layer, carry, slice)` for each of the N layers, traced once."""
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.config.num_layers,
-            unroll=self.config.unroll,
-            metadata_params={nn.PARTITION_NAME: None},  # Linen asks for the mesh axis of `N`: none
-        )
-        return scan(layer, carry, per_layer)
+
+def scan_layers(config: Any, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
+    """Runs `body(layer, carry, slice)` for each of an architecture's `num_layers`, traced once."""
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=config.num_layers,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: None},  # Linen asks for the mesh axis of `N`: none
+    )
+    return scan(layer, carry, per_layer)
 
 
-def _taken_apart(stacked: Any, layers: int) -> tuple[Any, ...]:
+def taken_apart(stacked: Any, layers: int) -> tuple[Any, ...]:
     """Weights with `N` in front as a tree a layer."""
     leaves, tree = jax.tree.flatten(unboxed(stacked))
     return tuple(jax.tree.unflatten(tree, [x[i] for x in leaves]) for i in range(layers))
