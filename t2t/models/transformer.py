@@ -471,7 +471,7 @@ class FeedForward(nn.Module):
 class Embedding(nn.Module):
     """One matrix for source tokens, target tokens and the projection before the softmax; or one of two: see above."""
 
-    config: TransformerConfig
+    config: Any  # an architecture's: d_model, p_drop, dtype, and `positions`; max_length where these are learned
     vocab_size: int
 
     def setup(self) -> None:
@@ -486,13 +486,12 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool, length: int = 0) -> jax.Array:
         """Tokens [B T] at `positions` [B T], all below `length` (T unless given) -> [B T D].
 
-        The embedding times √d_model plus the position's row, unless positions are rotary, then dropout; PAD embeds to
-        zero.
+        The embedding times √d_model, plus the position's row if positions have rows, then dropout; PAD embeds to zero.
         """
         c = self.config
         table = constrain(self.table, "VD")  # whole rows, so that looking one up stays where its batch is
         x = constrain(table[tokens], "BTD") * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
-        if c.positions != "rope":
+        if c.positions in ("sinusoid", "learned"):
             x = x + self._rows(length or tokens.shape[1])[positions]
         return constrain(self.dropout(x, train=train).astype(c.dtype), "BTD")
 
