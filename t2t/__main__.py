@@ -242,8 +242,13 @@ def _final_evaluation(args: Args, run: Any, tree: Any, say: Any) -> None:
     print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
     example, verb = ("Trees grow .", "parse") if tree.task.linearisation else ("Where is the station?", "translate")
     print(f'try next      echo "{example}" | t2t {verb} {run.folder} --average {average}')
-    print(f"              t2t train {tree.name} --model.d_ff 1024 --run {run.folder}-wide")
+    print(f"              t2t train {tree.name} --model.{_wider(tree.model)} --run {run.folder}-wide")
     print(f"              t2t show {tree.name}")
+
+
+def _wider(model: Any) -> str:
+    """A knob of an architecture to turn first, such as "d_ff 1024"."""
+    return "d_ff 1024" if hasattr(model, "d_ff") else f"d_model {2 * model.d_model}"
 
 
 def _how(found: dict[str, Any]) -> str:

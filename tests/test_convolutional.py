@@ -503,7 +503,7 @@ def test_a_mesh_that_does_not_divide_it_is_refused(toy, tmp_path):
 def test_it_learns_to_reverse(toy, tmp_path):
     """As the Transformer must; then who looks at whom can be shown."""
     experiment = reversal(
-        toy, train_steps=300, log_every=100, evaluate_every=300, checkpoint_every=50, **{"optimizer.scale": 0.6}
+        toy, train_steps=240, log_every=240, evaluate_every=240, checkpoint_every=60, **{"optimizer.scale": 0.6}
     )
     where, _ = trained(experiment, tmp_path / "run")
     _, kept, vocabulary = run.load(where.folder)
@@ -517,5 +517,5 @@ def test_it_learns_to_reverse(toy, tmp_path):
 
 
 def test_sentences_longer_than_the_learned_positions_are_refused(toy, tmp_path):
-    with pytest.raises(UserError, match="lets sentences of 16 tokens in; the model takes 12"):
-        trained(reversal(toy, **{"model.max_length": 12}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"--batching\.max_length lets sentences of \d+ tokens in; the model takes 4"):
+        trained(reversal(toy, **{"model.max_length": 4}), tmp_path / "run")

@@ -176,7 +176,8 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool) -> jax.Array:
         """Tokens [B T] at `positions` [B T] -> [B T D]: w + p, then dropout; the word PAD is zero."""
         table = constrain(self.table, "VD")  # whole rows, so that looking one up stays where its batch is
-        x = constrain(table[tokens], "BTD") * (tokens != PAD)[..., None] + self.positions[positions]
+        rows = constrain(self.positions, "TD")[positions]
+        x = constrain(table[tokens], "BTD") * (tokens != PAD)[..., None] + constrain(rows, "BTD")
         return constrain(self.dropout(x, train=train).astype(self.config.dtype), "BTD")
 
     def logits(self, y: jax.Array) -> jax.Array:
