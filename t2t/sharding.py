@@ -74,7 +74,7 @@ class MeshConfig:
 
     data: Annotated[int, Range(low=-1)] = -1  # devices over which the batch is split; -1: all that there are
     fsdp: Count = 1  # devices over which parameters, optimizer state and the batch are split
-    model: Count = 1  # devices over which heads, d_ff and the vocabulary are split
+    model: Count = 1  # devices over which heads, d_ff, cells and the vocabulary are split
     tokens_per_device: Count = 4096  # of a side, that a device computes at a time; a larger batch is computed in parts
     logits_per_device: Count = 4096  # target positions whose logits are in a device's memory at a time
 

@@ -165,11 +165,12 @@ class LSTM(nn.Module):
         self.recurrent = self.param("recurrent", xavier, (self.units, GATES, self.units))
 
     def gates(self, x: jax.Array, contexts: jax.Array | None = None) -> jax.Array:
-        """What inputs x and contexts [B T D] add to the gates of all steps: [T B G F]."""
+        """What inputs x and contexts, both [B T D], add to the gates of all steps: [T B G F]."""
         gates = self.input(x.swapaxes(0, 1))
         if contexts is None:
             return gates
-        return gates + linear("TBD,DGF->TBGF", self.config.dtype, contexts.swapaxes(0, 1), self.context)
+        more: Any = linear("TBD,DGF->TBGF", self.config.dtype, contexts.swapaxes(0, 1), self.context)
+        return gates + more
 
     def __call__(
         self, x: jax.Array, segments: jax.Array, contexts: jax.Array | None = None, *, reverse: bool = False
