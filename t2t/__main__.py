@@ -171,6 +171,8 @@ def _data_report(facts: dict[str, Any], max_length: int) -> list[str]:
         "left out of training",
     ]
     for side, n in facts["lengths"].items():
+        if not n["tokens"]:  # texts without sources
+            continue
         spread = ", ".join(f"{share} up to {n[share]}" for share in ("50%", "90%", "99%"))
         unknown = f"{facts['unknown'][side]:,} unknown"
         lines.append(
@@ -179,6 +181,7 @@ def _data_report(facts: dict[str, Any], max_length: int) -> list[str]:
     lines.append(f"batches   {facts['batches']:,} an epoch, {facts['padding']:.1%} of positions are padding")
     for split, n in facts["overlap"].items():
         found = f"{n['both']:,} pairs, {n['source']:,} sources, {n['target']:,} targets"
+        found = found if facts["lengths"]["source"]["tokens"] else f"{n['both']:,}"
         lines.append(f"overlap   of {n['pairs']:,} pairs of {split} are in training as they are: {found}")
     return [*lines, *(f"input     {name} {digest}" for name, digest in facts["inputs"].items())]
 
@@ -240,10 +243,18 @@ def _final_evaluation(args: Args, run: Any, tree: Any, say: Any) -> None:
     for source, hypothesis, reference in translations[:: max(1, len(translations) // 5)][:5]:
         print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
     print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
-    example, verb = ("Trees grow .", "parse") if tree.task.linearisation else ("Where is the station?", "translate")
-    print(f'try next      echo "{example}" | t2t {verb} {run.folder} --average {average}')
+    print(f"try next      {_example(tree)} {run.folder} --average {average}")
     print(f"              t2t train {tree.name} --model.{_wider(tree.model)} --run {run.folder}-wide")
     print(f"              t2t show {tree.name}")
+
+
+def _example(tree: Any) -> str:
+    """A command that shows what a run has learnt, up to the run's folder."""
+    if not tree.task.has_sources:
+        return 't2t sample --prompt "The"'
+    if tree.task.linearisation:
+        return 'echo "Trees grow ." | t2t parse'
+    return 'echo "Where is the station?" | t2t translate'
 
 
 def _wider(model: Any) -> str:
@@ -254,7 +265,7 @@ def _wider(model: Any) -> str:
 def _how(found: dict[str, Any]) -> str:
     steps, how = found["checkpoints"], found["decoding"]
     weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
-    return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}"
+    return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}" if how else weights
 
 
 def _print_evaluation(found: dict[str, Any]) -> None:
@@ -362,8 +373,7 @@ def translate(args: Args) -> int:
     from t2t.experiment import override
     from t2t.progress import say
 
-    draws = {name: getattr(args, name) for name in ("temperature", "top_k", "nucleus", "seed")}
-    given = {name: value for name, value in draws.items() if value is not None}
+    given = _draws(args)
     if given and not args.sample:
         raise UserError(f"--{next(iter(given))} goes with --sample")
     if args.sample and (args.beam or args.alpha):
@@ -375,6 +385,26 @@ def translate(args: Args) -> int:
     _, tree, vocabulary, params, _ = _loaded(args)
     work = translate.TranslateLines(tree, vocabulary, wanted, say)
     return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
+
+
+def _draws(args: Args) -> dict[str, str]:
+    """The options of drawing that are given."""
+    options = {name: getattr(args, name) for name in ("temperature", "top_k", "nucleus", "seed")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def sample(args: Args) -> None:
+    """t2t sample"""
+    from t2t import sample
+    from t2t.decode import SamplingConfig
+    from t2t.experiment import override
+    from t2t.progress import say
+
+    sampling = override(SamplingConfig(), _draws(args))
+    wanted = override(sample.TextConfig(prompt=args.prompt), {"samples": args.samples})
+    _, tree, vocabulary, params, _ = _loaded(args)
+    for text in sample.texts(tree, params, vocabulary, wanted, sampling, say):
+        print(text)
 
 
 def _stdin() -> BinaryIO:
@@ -586,6 +616,12 @@ LAST = {"default": "1", "metavar": "N", "help": "use the mean of the last N chec
 AVERAGE = Option("--average", LAST)
 BEAM = Option("--beam", {"metavar": "K", "help": "hypotheses kept a sentence; 1 is greedy decoding"})
 ALPHA = Option("--alpha", {"metavar": "A", "help": "exponent of the length penalty"})
+DRAWS = (
+    Option("--temperature", {"metavar": "T", "help": "of draws: below 1 sharpens; default 1"}),
+    Option("--top_k", {"metavar": "N", "help": "draw among the N likeliest pieces; default 0, all"}),
+    Option("--nucleus", {"metavar": "P", "help": "draw among the likeliest that hold P; default 1"}),
+    Option("--seed", {"metavar": "N", "help": "another seed, other draws; default 0"}),
+)
 EVALB = {
     "Number of sentence": "sentences",
     "Error sentence": "errors",
@@ -727,10 +763,20 @@ VERBS = (
                 },
             ),
             Option("--sample", {"action": "store_true", "help": "draw the output instead of searching for the best"}),
-            Option("--temperature", {"metavar": "T", "help": "with --sample: below 1 sharpens; default 1"}),
-            Option("--top_k", {"metavar": "N", "help": "with --sample: among the N likeliest pieces; default 0, all"}),
-            Option("--nucleus", {"metavar": "P", "help": "with --sample: among the likeliest that hold P; default 1"}),
-            Option("--seed", {"metavar": "N", "help": "with --sample: another seed, other draws; default 0"}),
+            *DRAWS,
+        ),
+        "run",
+    ),
+    Verb(
+        "sample",
+        "draw texts from a run that models text, such as one of lm_quickstart: a line each",
+        sample,
+        (
+            RUN,
+            AVERAGE,
+            Option("--prompt", {"metavar": "TEXT", "help": "what each text begins with; default: nothing"}),
+            Option("--samples", {"default": "1", "metavar": "N", "help": "so many texts; default 1"}),
+            *DRAWS,
         ),
         "run",
     ),

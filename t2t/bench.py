@@ -268,7 +268,7 @@ def decoding(experiment: Experiment, params: Any, vocabulary: Vocabularies, sent
         UserError: dev cannot be read.
     """
     pairs = [pair for _, pair in zip(range(sentences), experiment.task.pairs("dev"), strict=False)]
-    sources, model = vocabulary.encode(pairs)[0], experiment.model.build()
+    sources, model = vocabulary.encode(pairs, experiment.task.has_sources)[0], experiment.model.build()
 
     def all_of_them() -> int:
         found = decode(model, params, sources, experiment.decoding, longest=experiment.model.longest, wanted=1)

@@ -2,7 +2,8 @@
 
 The training step is traced on arrays that have a shape and no content: nothing is computed, nothing compiled, and the
 devices that it is meant for need not be here. No data is read either: a batch is taken to be full of sentences of
-LENGTH tokens, on both sides, without padding. Only attention costs more a token where sentences are longer.
+LENGTH tokens, on both sides (texts without sources: on one), without padding. Only attention costs more a token where
+sentences are longer.
 """
 
 import functools
@@ -104,12 +105,14 @@ def parameters(state: TrainState) -> int:
 def abstract_batch(experiment: Experiment, shares: int = 1) -> Batch:
     """The batch that is counted, [rows LENGTH] on both sides: as many rows as --batching.tokens has room for.
 
-    As in training, rows that do not divide into `shares` are filled up.
+    As in training, rows that do not divide into `shares` are filled up, and what has no sources has none: [rows 0].
     """
     length = min(LENGTH, experiment.batching.max_length)
     sentences = max(1, experiment.batching.tokens // length)
-    tokens = jax.ShapeDtypeStruct((sentences + -sentences % shares, length), jnp.int32)
-    return Batch(*[Sequences(tokens, tokens, tokens)] * 2)
+    rows = sentences + -sentences % shares
+    lengths = (length if experiment.task.has_sources else 0, length)
+    sides = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in lengths)
+    return Batch(*(Sequences(side, side, side) for side in sides))
 
 
 def abstract_parts(experiment: Experiment, mesh: Mesh | AbstractMesh) -> tuple[int, Batch]:
@@ -276,7 +279,7 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         ("parameters", f"{found['parameters']:,}", ""),
         ("FLOPs per target token", short(found["flops_per_token"]), ""),
-        ("FLOPs per step", short(found["flops_per_step"]), f"{size['rows']:,} x {size['length']} tokens, both sides"),
+        ("FLOPs per step", short(found["flops_per_step"]), f"{size['rows']:,} x {size['length']} tokens on each side"),
         ("FLOPs of training", short(found["train_flops"]), f"{found['train_steps']:,} steps"),
         (
             "as the paper counts",

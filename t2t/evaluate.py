@@ -57,7 +57,7 @@ def read_split(experiment: Experiment, vocabulary: Vocabularies, name: str) -> S
     pairs = list(experiment.task.pairs(name))
     if not pairs:
         raise UserError(f"the {name} split is empty")
-    sources, targets = vocabulary.encode(pairs)
+    sources, targets = vocabulary.encode(pairs, experiment.task.has_sources)
     check_lengths(experiment.model, [*sources, *targets], f"the {name} split")
     return Split(name, pairs, sources, targets)
 
@@ -98,30 +98,34 @@ def evaluate(
     """Perplexity, outputs and scores of a split, written below evaluations/ (by the first process, if there are many).
 
     The work is split over the mesh that is set. `steps` are those of the checkpoints that `params` is the average of.
-    Returns what scores.json says with the "folder" it lies in, and the (source, output, reference) of each pair.
+    Returns what scores.json says with the "folder" it lies in, and the (source, output, reference) of each pair; texts
+    without sources have a perplexity alone.
 
     Raises:
         UserError: see `read_split`; or the run folder cannot be written.
     """
     split, model = read_split(experiment, vocabulary, name), experiment.model.build()
-    say(f"evaluating {len(split.pairs):,} {name} pairs: perplexity")
+    pairs = f"{len(split.pairs):,} {name} {'pairs' if experiment.task.has_sources else 'texts'}"
+    say(f"evaluating {pairs}: perplexity")
     measured = perplexity(model, params, split.batches())
-    say(f"evaluating {len(split.pairs):,} {name} pairs: decoding with beam {experiment.decoding.beam}")
     texts, references = ([pair[side] for pair in split.pairs] for side in range(2))
-    decoded, longest = [""] * len(texts), experiment.model.longest
-    constraint = constraint_of(experiment.task, vocabulary, texts)
-    how = experiment.decoding
-    found = decode(model, params, split.sources, how, longest=longest, constraint=constraint, wanted=1)
-    for i, best in found:
-        decoded[i] = vocabulary.target.decode(best[0].tokens)
-    outputs, facts = experiment.task.outputs(texts, decoded)
+    outputs, facts, constraint = [], {}, None
+    if experiment.task.has_sources:
+        say(f"evaluating {pairs}: decoding with beam {experiment.decoding.beam}")
+        decoded, longest = [""] * len(texts), experiment.model.longest
+        constraint = constraint_of(experiment.task, vocabulary, texts)
+        how = experiment.decoding
+        found = decode(model, params, split.sources, how, longest=longest, constraint=constraint, wanted=1)
+        for i, best in found:
+            decoded[i] = vocabulary.target.decode(best[0].tokens)
+        outputs, facts = experiment.task.outputs(texts, decoded)
     summary = {
         "split": name,
         "perplexity": measured["perplexity"],
         "scores": {name: score._asdict() for name, score in experiment.task.score(outputs, references).items()},
         "tokens": measured["tokens"],
         "checkpoints": steps,
-        "decoding": dataclasses.asdict(experiment.decoding),
+        "decoding": dataclasses.asdict(experiment.decoding) if experiment.task.has_sources else None,
         "data": fingerprint(experiment.task.inputs(name)),
         "constraint": constraint and constraint.knobs,
         "outputs": facts,
@@ -129,9 +133,10 @@ def evaluate(
     # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
     how = [summary[key] for key in ("data", "decoding", "constraint") if summary[key]]
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
-    lines = {"sources": texts, "hypotheses": outputs, "references": references}
+    lines = {"sources": texts, "hypotheses": outputs} if experiment.task.has_sources else {}
+    lines |= {"references": references}
     folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", lines, summary)
-    return {**summary, "folder": str(folder)}, list(zip(*lines.values(), strict=True))
+    return {**summary, "folder": str(folder)}, list(zip(texts, outputs, references, strict=False))
 
 
 def score_pairs(architecture: Architecture, params: Any, vocabulary: Vocabularies, pairs: list[Pair]) -> list[float]:

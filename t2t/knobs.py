@@ -61,7 +61,14 @@ def hints(owner: type) -> dict[str, Any]:
 
 @functools.cache
 def comments(owner: type) -> dict[str, str]:
-    """The comment beside each field of the dataclass `owner`, by field name."""
+    """The comment beside each field of the dataclass `owner`, by field name; where it inherits one, its parent's."""
+    parents = (parent for parent in owner.__mro__[1:] if dataclasses.is_dataclass(parent))
+    found = {name: comment for parent in parents for name, comment in comments(parent).items()}
+    return {f.name: _beside(owner).get(f.name, found.get(f.name, "")) for f in dataclasses.fields(owner)}
+
+
+def _beside(owner: type) -> dict[str, str]:
+    """The comments in the source of a class, by the name that their line begins with."""
     found: dict[str, str] = {}
     first: dict[int, str] = {}  # line -> the name it begins with
     for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(owner)).readline):
@@ -70,7 +77,7 @@ def comments(owner: type) -> dict[str, str]:
             first.setdefault(line, token.string)
         elif token.type == tokenize.COMMENT and line in first:
             found.setdefault(first[line], token.string.lstrip("# "))
-    return {f.name: found.get(f.name, "") for f in dataclasses.fields(owner)}
+    return found
 
 
 def _parts(declared: Any) -> tuple[Any, Range | None]:

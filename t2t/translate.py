@@ -31,9 +31,11 @@ class TranslateLines:
     """`t2t.lines.Work` for translation."""
 
     def __init__(self, experiment: Experiment, vocabulary: Vocabularies, wanted: TranslationConfig, say: Say) -> None:
-        """Raises UserError when more outputs a line are wanted than there are, or outputs are trees."""
+        """Raises UserError when more outputs a line are wanted than there are, or the run does not translate."""
         if experiment.task.linearisation:
             raise UserError("this run parses: its outputs are trees, by `t2t parse`")
+        if not experiment.task.has_sources:
+            raise UserError("this run models text and translates nothing: it is drawn from by `t2t sample`")
         if wanted.n_best > (1 if wanted.sampling else experiment.decoding.beam):
             if wanted.sampling:
                 raise UserError(f"--n_best {wanted.n_best} does not go with --sample: one output is drawn for a line")

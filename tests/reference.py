@@ -172,6 +172,20 @@ def decode(model, memory, target):
     return finished(model, x, 1) @ float64(table["embedding"]).T
 
 
+def language_model(model, source, target):
+    """A decoder without an encoder (Liu et al. 2018): source and target as one row -> logits [T, V] of the target.
+
+    The row is shifted right by one, as a decoder's target is; its layers have no "cross" and two norms.
+    """
+    row, rope = [PAD, *source, *target][:-1], model.get("rope", False)
+    x, no_later = embed(model, row, rope), neighbourhood(len(row), 0, causal=True)
+    for layer in model["decoder"]:
+        inner = before(model, x, layer["norm1"])
+        x = after(model, x + multi_head_attention(layer["self"], inner, inner, no_later, rope), layer["norm1"])
+        x = after(model, x + feed_forward(layer["ffn"], before(model, x, layer["norm2"])), layer["norm2"])
+    return finished(model, x, 1)[len(source) :] @ float64(model["embedding"]).T
+
+
 def count_parameters(model):
     """How many numbers the model holds; the shared embedding once, sinusoids not at all."""
     if model is None:

@@ -23,8 +23,8 @@ ROOT = Path(t2t.__file__).parent.parent
 ORDER = re.findall(
     r"\w+",
     "errors storage knobs trees drawing batch distributed sharding models loss optimizer metrics data decode "
-    "constraints memory experiment run checkpoint evaluate lines translate parse train cost bench launch interop "
-    "report compilation progress arguments __main__",
+    "constraints memory experiment run checkpoint evaluate lines translate parse sample train cost bench launch "
+    "interop report compilation progress arguments __main__",
 )  # low to high: a room imports itself and what stands before it
 
 

@@ -60,12 +60,13 @@ def as_reference(params, config):
     def embedding(table):
         return {"embedding": table["table"], "positions": table.get("positions")}
 
+    decoder = ("self", "cross", "ffn") if "encoder" in p else ("self", "ffn")
     return {
         **embedding(p["embedding"]),
         "target": embedding(p["target_embedding"]) if "target_embedding" in p else None,
-        "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers)],
-        "decoder": [layer("decoder", i, ("self", "cross", "ffn")) for i in range(config.num_layers)],
-        "final_norms": [p["encoder_norm"], p["decoder_norm"]] if config.norm == "pre" else None,
+        "encoder": [layer("encoder", i, ("self", "ffn")) for i in range(config.num_layers) if "encoder" in p],
+        "decoder": [layer("decoder", i, decoder) for i in range(config.num_layers)],
+        "final_norms": [p.get("encoder_norm"), p["decoder_norm"]] if config.norm == "pre" else None,
         "rope": config.positions == "rope",
         "span": config.attention_span,
     }

@@ -126,12 +126,13 @@ class Epochs:
 def rooms(config: BatchingConfig, source: int, target: int) -> list[Room]:
     """The shapes of rows, ascending: max_length and its halves, the side with fewer tokens in all the shorter.
 
-    The longest has room for max_length on both sides. source, target: tokens of all pairs.
+    The longest has room for max_length on both sides; where sources have no tokens at all, nowhere is room for any.
+    source, target: tokens of all pairs.
     """
     longest = max(source, target)
     lengths = sorted({max(1, config.max_length >> i) for i in range(1, config.shapes)})
     shorter = [Room(*(-(-length * side // longest) for side in (source, target))) for length in lengths]
-    return [*shorter, Room(config.max_length, config.max_length)]
+    return [*shorter, Room(config.max_length if source else 0, config.max_length)]
 
 
 def evaluation_length(tokens: int) -> int:
@@ -171,13 +172,17 @@ def pack(tokens: np.ndarray, lengths: np.ndarray, row: np.ndarray, rows: int, le
 def evaluation_batches(
     sources: list[list[int]], targets: list[list[int]], tokens: int
 ) -> list[tuple[np.ndarray, Batch]]:
-    """Every pair once, none left out, by length: (indices of the pairs, batch) each, batches of few shapes."""
+    """Every pair once, none left out, by length: (indices of the pairs, batch) each, batches of few shapes.
+
+    Where no source has a token, the arrays of sources have no columns.
+    """
+    empty = not any(map(len, sources))
     lengths = np.array([evaluation_length(max(len(s), len(t))) for s, t in zip(sources, targets, strict=True)])
     batches = []
     for length in np.unique(lengths):
         pairs, rows = np.flatnonzero(lengths == length), max(1, tokens // int(length))
         for start in range(0, len(pairs), rows):
             chosen = pairs[start : start + rows]
-            sides = (fill([side[i] for i in chosen], rows, int(length)) for side in (sources, targets))
-            batches.append((chosen, Batch(*sides)))
+            source = fill([sources[i] for i in chosen], rows, 0 if empty else int(length))
+            batches.append((chosen, Batch(source, fill([targets[i] for i in chosen], rows, int(length)))))
     return batches

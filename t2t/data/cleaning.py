@@ -22,14 +22,16 @@ class Cleaning:
 
     def alike(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Which pairs have lengths, in tokens with EOS, that are alike enough: bool [pairs]."""
-        return np.maximum(source, target) <= (self.ratio or np.inf) * np.minimum(source, target)
+        if not self.ratio:
+            return np.ones(len(source), bool)
+        return np.maximum(source, target) <= self.ratio * np.minimum(source, target)
 
 
-def first_fault(pair: Pair) -> str:
+def first_fault(pair: Pair, has_sources: bool) -> str:
     """Why a pair is no training pair whatever the knobs: "not UTF-8", "empty", or "" for none."""
     try:
         for text in pair:
             text.encode()  # what was not UTF-8 was read as lone surrogates, which cannot be written
     except UnicodeEncodeError:
         return "not UTF-8"
-    return "" if pair.source.strip() and pair.target.strip() else "empty"
+    return "" if (pair.source.strip() or not has_sources) and pair.target.strip() else "empty"

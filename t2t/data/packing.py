@@ -88,8 +88,6 @@ def _fill(seed: Cell, room: Room, counts: np.ndarray, left: np.ndarray) -> list[
         source, target = source - cell[0], target - cell[1]
         if combination.count(cell) == counts[cell]:
             left[cell] = -1.0
-        if source < 1 or target < 1:
-            return combination
         fits = left[: source + 1, : target + 1]
         s, t = divmod(int(fits.argmax()), fits.shape[1])
         if fits[s, t] < 0:

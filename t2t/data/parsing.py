@@ -57,6 +57,11 @@ class Parsing:
         return self.vocabulary
 
     @property
+    def has_sources(self) -> bool:
+        """Sentences to parse."""
+        return True
+
+    @property
     def linearisation(self) -> Linearisation:
         """How the trees become tokens."""
         return Linearisation(self.tags)

@@ -67,7 +67,7 @@ def pairs(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Source and target tokens of every pair in a batch [B T]."""
     found = []
     for source, target in zip(*(zip(side.tokens, side.segments, strict=True) for side in batch), strict=True):
-        for n in range(1, source[1].max(initial=0) + 1):
+        for n in range(1, target[1].max(initial=0) + 1):
             first, second = (side[0][side[1] == n].tolist() for side in (source, target))
             found.append((first, second))
     return found
@@ -75,7 +75,7 @@ def pairs(batch: Batch) -> list[tuple[list[int], list[int]]]:
 
 def in_parts(side: Sequences, parts: int) -> Sequences:
     """Arrays [P B/P T] of arrays [B T]; these as they are if there is one part."""
-    return side if parts == 1 else Sequences(*(x.reshape(parts, -1, x.shape[-1]) for x in side))
+    return side if parts == 1 else Sequences(*(x.reshape(parts, len(x) // parts, x.shape[-1]) for x in side))
 
 
 def read_ahead(batches: TrainingBatches, start: int, stop: int) -> Any:

@@ -51,7 +51,8 @@ class Prepared:
 
     def side(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of "source" or "target": all tokens, and for each kept pair where they begin and how many, EOS counted."""
-        tokens = np.memmap(self.folder / f"{name}.tokens", np.dtype(self.report["dtype"]), mode="r")
+        file, dtype = f"{name}.tokens", np.dtype(self.report["dtype"])
+        tokens = np.memmap(self.folder / file, dtype, mode="r") if self.report["sizes"][file] else np.empty(0, dtype)
         return tokens, *(np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("starts", "lengths"))
 
     def hashes(self, name: str) -> np.ndarray:
@@ -156,7 +157,7 @@ def _build(
         _write(counted, json.dumps(task.facts("train")).encode())
     vocabulary = Vocabularies.load(beside)
     stored = _Tokenised(beside, max(map(len, vocabulary)))
-    stored.extend(task.pairs("train"), vocabulary, task.cleaning, say)
+    stored.extend(task, vocabulary, say)
     facts = json.loads(counted.read_text(encoding="utf-8"))
     counted.unlink()
     report = {"reading": facts, **stored.finish(task.cleaning)}
@@ -172,7 +173,7 @@ def _vocabularies(task: Task, given: Vocabulary | None, sizes: Sizes, say: Say) 
     if given and not task.linearisation:
         return Vocabularies(given, given)
     for chunk in _chunks(task.pairs("train"), "counting words for the vocabulary", 0, say):
-        whole = [pair for pair in chunk if not first_fault(pair)]
+        whole = [pair for pair in chunk if not first_fault(pair, task.has_sources)]
         if task.linearisation:
             count_words((pair.source for pair in whole), words)
             trees.add((pair.target for pair in whole), task.linearisation)
@@ -231,8 +232,9 @@ class _Tokenised:
         except (OSError, ValueError, TypeError):
             self._progress = Progress()
 
-    def extend(self, pairs: Iterator[Pair], vocabulary: Vocabularies, cleaning: Cleaning, say: Say) -> None:
-        """Adds the pairs that are not there yet; after each chunk it is on record how far that is."""
+    def extend(self, task: Task, vocabulary: Vocabularies, say: Say) -> None:
+        """Adds the training pairs that are not there yet; after each chunk it is on record how far that is."""
+        pairs = task.pairs("train")
         for _ in islice(pairs, self._progress.pairs):
             pass
         with contextlib.ExitStack() as stack:
@@ -245,7 +247,7 @@ class _Tokenised:
                 os.truncate(path, count * dtype.itemsize)  # what a killed process wrote past its record
                 files[name] = stack.enter_context(open(path, "ab"))
             for chunk in _chunks(pairs, "tokenising", self._progress.pairs, say):
-                columns, self._progress = _tokenise(chunk, vocabulary, cleaning, self._progress)
+                columns, self._progress = _tokenise(chunk, vocabulary, task, self._progress)
                 for name, values in columns.items():
                     files[name].write(values.astype(self._columns[name]).tobytes())
                     files[name].flush()
@@ -284,14 +286,14 @@ class _Tokenised:
 
 
 def _tokenise(
-    chunk: list[Pair], vocabulary: Vocabularies, cleaning: Cleaning, progress: Progress
+    chunk: list[Pair], vocabulary: Vocabularies, task: Task, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Progress]:
     """What to add to each file for a chunk, and the progress after it."""
-    faults = [first_fault(pair) for pair in chunk]
+    faults = [first_fault(pair, task.has_sources) for pair in chunk]
     whole = [pair for pair, fault in zip(chunk, faults, strict=True) if not fault]
-    ids = vocabulary.encode(whole)
+    ids = vocabulary.encode(whole, task.has_sources)
     lengths = [np.fromiter(map(len, sentences), np.int64, len(whole)) for sentences in ids]
-    alike = cleaning.alike(*lengths)
+    alike = task.cleaning.alike(*lengths)
     dropped = Counter(progress.dropped) + Counter(filter(None, faults))
     dropped["ratio"] += int((~alike).sum())
     columns, tokens, unknown = {}, [], []

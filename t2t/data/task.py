@@ -47,6 +47,11 @@ class Task(Protocol):
         ...
 
     @property
+    def has_sources(self) -> bool:
+        """Whether outputs belong to sources; if not, each source is the empty text and has no token, not even EOS."""
+        ...
+
+    @property
     def linearisation(self) -> Linearisation | None:
         """How targets become tokens when they are trees; None: they are text in the sources' vocabulary."""
         ...

@@ -37,6 +37,11 @@ class Translation:
         return self.vocabulary
 
     @property
+    def has_sources(self) -> bool:
+        """Sentences to translate."""
+        return True
+
+    @property
     def linearisation(self) -> None:
         """Targets are text, and share the sources' vocabulary."""
         return None

@@ -158,9 +158,10 @@ class Vocabularies(NamedTuple):
             return self.source.fingerprint
         return hashlib.sha256(f"{self.source.fingerprint} {self.target.fingerprint}".encode()).hexdigest()
 
-    def encode(self, pairs: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
-        """The ids of sources and of targets, EOS at the end of each."""
-        return self.source.encode([pair.source for pair in pairs]), self.target.encode([pair.target for pair in pairs])
+    def encode(self, pairs: list[Pair], has_sources: bool = True) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of sources and of targets, EOS at the end of each; without sources, none for any of them."""
+        sources = self.source.encode([pair.source for pair in pairs]) if has_sources else [[] for _ in pairs]
+        return sources, self.target.encode([pair.target for pair in pairs])
 
 
 def _wrong_size(size: int, complaint: str) -> UserError:

@@ -58,8 +58,8 @@ def _specs() -> ModuleType:
 
 
 def _expressible(model: Architecture) -> TransformerConfig:
-    if not isinstance(model, TransformerConfig):
-        raise UserError(f"CTranslate2 has Transformers only, no {type(model).__name__}")
+    if type(model) is not TransformerConfig:  # one that derives from it is another architecture
+        raise UserError(f"CTranslate2 has Transformers of encoder and decoder only, no {type(model).__name__}")
     if model.norm == "pre" or model.positions == "rope" or model.attention_span:
         found = f"norm {model.norm}, positions {model.positions}, attention_span {model.attention_span}"
         raise UserError(f"CTranslate2 is given the paper's Transformer only, not {found}")

@@ -148,12 +148,7 @@ class Transformer(nn.Module):
     def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> Cache:
         """The cache before the first token, for `beams` hypotheses a sentence, with room for `room` tokens of each."""
         c, b, places = self.config, memory.shape[0], beams * room
-
-        def layer(decoder: DecoderLayer, carry: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            keys, values = decoder.cross_attention.keys_and_values(memory)
-            return carry, (jnp.einsum("BSHk->BHkS", keys), jnp.einsum("BSHv->BHSv", values))
-
-        _, (memory_keys, memory_values) = scan_layers(self.config, layer, self.decoder, None, None)
+        memory_keys, memory_values = self._keys_and_values(source, memory)
         return {
             "index": jnp.zeros((), jnp.int32),
             "lengths": jnp.zeros(b, jnp.int32),
@@ -166,11 +161,21 @@ class Transformer(nn.Module):
             "layers": taken_apart(self.decoder.variables["params"], c.num_layers),
         }
 
+    def _keys_and_values(self, source: Sequences, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What each layer's step looks at beside a hypothesis's own past: keys [N B H k S], values [N B H S v]."""
+
+        def layer(decoder: DecoderLayer, carry: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            keys, values = decoder.cross_attention.keys_and_values(memory)
+            return carry, (jnp.einsum("BSHk->BHkS", keys), jnp.einsum("BSHv->BHSv", values))
+
+        return scan_layers(self.config, layer, self.decoder, None, None)[1]
+
     def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
         """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
         index, (b, k, places) = cache["index"], cache["seen"].shape
         lengths = jnp.tile(cache["lengths"][:, None], (1, k))
-        y = self.target_embedding(tokens, lengths, train=False, length=places)  # a token has a place of its own
+        length = places + cache["memory_segments"].shape[1]  # a token has a place of its own, or stands in the source
+        y = self.target_embedding(tokens, lengths, train=False, length=length)
         angles = self._angles(lengths)
         own = jnp.tile(jnp.eye(k, dtype=bool), (b, 1, 1))
         seen = past = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, index, axis=2)
@@ -178,7 +183,7 @@ class Transformer(nn.Module):
             seen = past & (past.cumsum(-1) > past.sum(-1, keepdims=True) - self.config.attention_span)
         memory_seen = (cache["memory_segments"] != 0)[:, None, :]  # [B 1 S]
         keys, values = [], []
-        layer = DecoderLayer(self.config, parent=None)
+        layer = type(self.decoder)(self.config, parent=None)
         for i, weights in enumerate(cache["layers"]):  # no scan: it would copy weights and cache for every token
             kept = {name: cache[name][i] for name in ("keys", "values", "memory_keys", "memory_values")}
             y, (new_keys, new_values) = layer.apply(
