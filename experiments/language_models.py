@@ -5,6 +5,7 @@ a thousandth: at the sizes here a layer's attention has as many as its feed-forw
 """
 
 import dataclasses
+from typing import Any
 
 from experiments.multi30k import MULTI30K_ENDE
 from experiments.quickstart import QUICKSTART
@@ -13,12 +14,11 @@ from t2t.data.corpora import Embedded
 from t2t.data.language_modelling import LanguageModelling
 from t2t.experiment import Experiment, register
 from t2t.models.language_model import LanguageModelConfig
-from t2t.models.transformer import TransformerConfig
 
 
-def decoder_only(model: TransformerConfig, num_layers: int) -> LanguageModelConfig:
-    """A model of the same sizes but in one stack."""
-    return LanguageModelConfig(**{**dataclasses.asdict(model), "num_layers": num_layers})
+def decoder_only(transformer: Any, num_layers: int) -> LanguageModelConfig:
+    """A model of a Transformer's sizes, in one stack."""
+    return LanguageModelConfig(**{**dataclasses.asdict(transformer), "num_layers": num_layers})
 
 
 BASELINE_LANGUAGE_MODEL = QUICKSTART.variant(

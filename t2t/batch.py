@@ -25,5 +25,5 @@ class Sequences(NamedTuple):
 class Batch(NamedTuple):
     """Sentence pairs: segment n of a source row belongs to segment n of the same target row."""
 
-    source: Sequences  # [B S]
+    source: Sequences  # [B S], [B 0] of texts without sources
     target: Sequences  # [B T]

@@ -11,6 +11,7 @@ from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.knobs import Count
 from t2t.lines import most_tokens
+from t2t.models.language_model import LanguageModelConfig
 
 Say = Callable[[str], None]
 
@@ -23,11 +24,13 @@ class TextConfig:
     samples: Count = 1  # texts
 
 
-def check_task(experiment: Experiment) -> None:
-    """Raises UserError when a run's outputs belong to sources."""
+def check(experiment: Experiment) -> None:
+    """Raises UserError when a run's outputs belong to sources, or its model does not take prompts."""
     if experiment.task.has_sources:
         verb = "parse" if experiment.task.linearisation else "translate"
         raise UserError(f"this run has outputs for sources, by `t2t {verb}`; texts are drawn from one of lm_quickstart")
+    if not isinstance(experiment.model, LanguageModelConfig):
+        raise UserError(f"{type(experiment.model).__name__} takes no prompt: it has sources apart from targets")
 
 
 def texts(
@@ -40,13 +43,13 @@ def texts(
 ) -> list[str]:
     """The prompt and how it went on, `samples` times; runs of spaces in the prompt become one.
 
-    Text n depends on the prompt, the seed and n alone, and has at most `experiment.decoding.extra_length` tokens after
-    its prompt, EOS counted.
+    Text n depends on the prompt, the seed and n alone. After the prompt come at most as many tokens as it has and
+    `experiment.decoding.extra_length` more, EOS counted.
 
     Raises:
         UserError: the run does not model text; the prompt is empty, or longer than the model takes.
     """
-    check_task(experiment)
+    check(experiment)
     prompt = " ".join((wanted.prompt or "").split())
     if wanted.prompt is not None and not prompt:
         raise UserError("--prompt is empty: leave it out for texts that begin with anything")

@@ -2,7 +2,12 @@
 texts drawn from it, from the command line too.
 """
 
+import dataclasses
 import functools
+import json
+import re
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +16,19 @@ import pytest
 import reference
 import toys
 
-from t2t import decode
+from t2t import decode, experiment, train
 from t2t.batch import EOS, PAD, Batch, Sequences
-from t2t.data.batching import fill
+from t2t.data.batching import BatchingConfig, Epochs, fill
+from t2t.data.corpora import Embedded
+from t2t.data.language_modelling import LanguageModelling
+from t2t.data.pipeline import TrainingBatches, pairs
+from t2t.data.prepare import Sizes, prepare
 from t2t.errors import UserError
+from t2t.interop import ctranslate2
+from t2t.knobs import comments
 from t2t.models.language_model import LanguageModelConfig
+from t2t.models.transformer import TransformerConfig
+from t2t.sharding import MeshConfig, make_mesh, on, place, shardings, unboxed
 
 
 def config(**changes) -> LanguageModelConfig:
@@ -64,7 +77,7 @@ def packed(pairs=PAIRS, length=12) -> Batch:
 def test_logits_are_those_of_the_numpy_reading(positions):
     ours = config(positions=positions, max_length=16)
     params = toys.params(ours)
-    found = ours.build().apply(params, *apart())
+    found = jax.jit(ours.build().apply)(params, *apart())
     model = toys.as_reference(params, ours)
     for row, (source, target) in enumerate(PAIRS):
         expected = reference.language_model(model, source, target)
@@ -94,8 +107,8 @@ def test_padding_changes_nothing():
     source, target = apart()
     garbage = [side._replace(tokens=np.where(side.segments, side.tokens, 13)) for side in (source, target)]
     np.testing.assert_array_equal(real(logits(*garbage), target), real(logits(source, target), target))
-    tight = Batch(fill([PAIRS[0][0]], 1, 4), fill([PAIRS[0][1]], 1, 5))
-    np.testing.assert_allclose(logits(*tight)[0], logits(source, target)[0, :5], atol=1e-5)
+    wide = apart(length=12)
+    np.testing.assert_allclose(real(logits(*wide), wide.target)[:, :8], real(logits(source, target), target), atol=1e-5)
 
 
 def test_no_source_at_all_is_as_empty_sources():
@@ -126,13 +139,16 @@ def test_two_vocabularies_are_refused_and_learned_positions_are_halved():
 # ------------------------------------------------------------------------------ Decoding
 
 
+def started(model, params, source, beams, room):
+    memory = model.apply(params, source, method="encode")
+    return model.apply(params, source, memory, beams, room, method="start")
+
+
 @pytest.mark.parametrize("positions", ["sinusoid", "learned"])
 def test_step_by_step_equals_teacher_forcing(positions):
     ours = config(positions=positions, max_length=16)
     model, params, (source, target) = ours.build(), toys.params(ours), apart()
-    whole = model.apply(params, source, target)
-    memory = model.apply(params, source, method="encode")
-    cache = model.apply(params, source, memory, 2, 6, method="start")
+    whole, cache = jax.jit(lambda: (model.apply(params, source, target), started(model, params, source, 2, 6)))()
     step, before = jax.jit(functools.partial(model.apply, method="step")), jnp.zeros((3, 2), jnp.int32)
     for t in range(5):
         found, cache = step(params, cache, before)
@@ -144,8 +160,7 @@ def test_step_by_step_equals_teacher_forcing(positions):
 
 def test_the_cache_is_as_its_letters_say():
     source = fill([[3, 1], [4, 5, 1]], 2, 7)
-    memory = MODEL.apply(PARAMS, source, method="encode")
-    cache = MODEL.apply(PARAMS, source, memory, 6, 9, method="start")
+    cache = jax.eval_shape(lambda: started(MODEL, PARAMS, source, 6, 9))
     sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5)
     assert cache.keys() == MODEL.cache_axes.keys()
     for name, axes in MODEL.cache_axes.items() - {("layers", "")}:
@@ -199,3 +214,222 @@ def test_samples_follow_the_model(prompt):
         assert len(after) > 200
         seen = np.bincount(after, minlength=5) / len(after)
         np.testing.assert_allclose(seen, expected, atol=4 * 0.5 / np.sqrt(len(after)))
+
+
+# ------------------------------------------------------------------------------ Texts without sources
+
+
+def test_rows_of_texts_without_sources_have_no_room_for_any():
+    lengths = np.random.default_rng(0).integers(2, 20, 2000)
+    epochs = Epochs(np.zeros(2000, int), lengths, BatchingConfig(tokens=256, max_length=32, shapes=2), 0)
+    assert {bucket.room for bucket in epochs.buckets} <= {(0, 16), (0, 32)}
+    drawn = [epochs.at(step) for step in range(len(epochs))]
+    assert sorted(np.concatenate([each.pairs for each in drawn])) == list(range(2000))
+    assert max(np.bincount(each.row, weights=lengths[each.pairs]).max() for each in drawn) == 32
+    assert epochs.padding < 0.05
+
+
+def test_texts_are_prepared_and_batched_alone(cycles):
+    (cycles_folder := Path(cycles.task.corpus.train).parent).joinpath("gaps.txt").write_text(
+        "ten cat\n \nten cat\n\nsun\n"
+    )
+    prepared = prepare(cycles.task, Sizes(40), lambda _: None)
+    assert prepared.report["lengths"]["source"]["tokens"] == 0
+    batch = TrainingBatches(prepared, cycles.batching, 0)[0]
+    assert batch.source.tokens.shape == (32, 0) and batch.target.segments.max() >= 2
+    texts = [target for _, target in pairs(batch)]
+    known = {
+        tuple(ids) for ids in prepared.vocabulary.target.encode((cycles_folder / "train.txt").read_text().split("\n"))
+    }
+    assert len(texts) > 60 and {tuple(ids) for ids in texts} <= known
+    task = dataclasses.replace(
+        cycles.task, corpus=dataclasses.replace(cycles.task.corpus, train=str(cycles_folder / "gaps.txt"))
+    )
+    for duplicates, kept in (("keep", 3), ("drop", 2)):
+        found = prepare(
+            dataclasses.replace(task, duplicates=duplicates, vocabulary=str(prepared.folder / "shared.model")),
+            Sizes(40),
+            lambda _: None,
+        )
+        assert (found.report["kept"], found.report["dropped"]["empty"]) == (kept, 2)
+
+
+def test_one_side_of_a_corpus_of_pairs():
+    sides = [LanguageModelling(Embedded("quickstart"), side=side) for side in ("source", "target")]
+    pairs = next(Embedded("quickstart").pairs("dev"))
+    assert [next(task.pairs("dev")) for task in sides] == [("", pairs.source), ("", pairs.target)]
+    assert sides[0].inputs("dev") != sides[1].inputs("dev") != Embedded("quickstart").inputs("dev")
+
+
+@pytest.fixture(scope="module")
+def cycles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cycles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T2T_DATA", str(folder / "cache"))
+        yield toys.cycles(folder)
+
+
+@pytest.mark.parametrize("sources", [False, True])
+def test_a_step_on_eight_devices_is_that_on_one(cycles, sources):
+    tokens = np.random.default_rng(0).integers(3, 40, (8, 6), np.int32)
+    target = Sequences(tokens, np.ones_like(tokens), np.tile(np.arange(6, dtype=np.int32), (8, 1)))
+    batch = Batch(target if sources else Sequences(*(x[:, :0] for x in target)), target)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    state = unboxed(train.init_state(cycles, jax.random.key(0)))
+    _, alone = jax.jit(functools.partial(train.train_step, cycles))(state, batch)
+    layout = shardings(mesh, train.abstract_state(cycles))
+    with on(mesh):
+        spread = jax.device_put(state, layout)
+        _, together = jax.jit(functools.partial(train.train_step, cycles))(spread, place(mesh, batch))
+    for name in ("loss", "correct", "gradient_norm"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------ The command line
+
+
+@pytest.fixture
+def registered(cycles, toy, monkeypatch):
+    decodes = dict(name="reversal_lm", model=LanguageModelConfig(**dataclasses.asdict(toy.model)))
+    known = {**experiment.registered(), "cycles": cycles, "reversal_lm": dataclasses.replace(toy, **decodes)}
+    monkeypatch.setattr(experiment, "registered", lambda: known)
+
+
+@pytest.fixture(scope="module")
+def run(cycles, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "cycles"
+    train.train(cycles, folder, lambda _: None, lambda *_: None)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def translating(run, toy):
+    """The same run, had it been of translation."""
+    folder = Path(shutil.copytree(run, f"{run}-translating"))
+    record = json.loads((folder / "experiment.json").read_text())
+    record["experiment"]["task"] = experiment.to_json(toy.task)
+    (folder / "experiment.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_it_learns_and_evaluate_gives_its_perplexity(t2t, run):
+    """What is left to chance are the first of 8 words, and the end after 3, 4 or 5: log 24 over 5 tokens on average."""
+    code, out, err = t2t("evaluate", run)
+    (folder,) = re.findall(r"outputs +(.*)", out)
+    summary = json.loads((Path(folder) / "scores.json").read_text())
+    assert code == 0 and "32 test texts" in err and "decoding" not in err
+    assert 1.8 < summary["perplexity"] < 2.05 and summary["scores"] == {} and summary["decoding"] is None
+    assert out.startswith("test split, weights: step 120\nperplexity")
+    assert [path.name for path in sorted(Path(folder).iterdir())] == ["references.txt", "scores.json"]
+
+
+def sample(t2t, *words):
+    code, out, err = t2t("sample", *words)
+    assert code == 0, err
+    return out.splitlines()
+
+
+def test_sample_goes_on_with_the_prompt(t2t, run):
+    for line in sample(t2t, run, "--prompt", " cat  sun", "--samples", "3", "--temperature", "0.1"):
+        assert line.startswith("cat sun red") and toys.WORDS[:6][1:][: len(line.split())] == line.split()
+    begun = {line.split()[0] for line in sample(t2t, run, "--samples", "64")}
+    assert begun == {*toys.WORDS}
+
+
+def test_a_text_depends_on_seed_and_number_alone(t2t, run):
+    five = sample(t2t, run, "--samples", "5")
+    assert sample(t2t, run, "--samples", "5") == five
+    assert sample(t2t, run, "--samples", "2") == five[:2]
+    assert sample(t2t, run, "--samples", "5", "--seed", "1") != five
+    assert len(set(sample(t2t, run, "--samples", "5", "--top_k", "1"))) == 1
+    assert len(set(sample(t2t, run, "--samples", "5", "--nucleus", "0.001"))) == 1
+
+
+def test_a_text_ends_at_its_limit(t2t, run):
+    """As many tokens after the prompt as it has, and so many more."""
+    for extra, words in ((0, 4), (1, 5)):
+        drawn = sample(t2t, run, "--prompt", "ten cat", "--decoding.extra_length", extra, "--samples", "16")
+        assert max(len(line.split()) for line in drawn) == words
+
+
+def test_what_the_vocabulary_lacks_is_said(t2t, run):
+    code, out, err = t2t("sample", run, "--prompt", "ten 猫")
+    assert code == 0 and out.startswith("ten 猫") and "training had too few of" in err
+
+
+MISTAKES = {
+    ("sample", "{run}", "--prompt", "  "): "--prompt is empty: leave it out",
+    ("sample", "{run}", "--prompt", "ten " * 600): "--prompt has 600 tokens; the model takes 512",
+    ("sample", "{run}", "--prompt"): "argument --prompt: expected one argument",
+    ("sample", "{run}", "--temperature", "0"): "--temperature is a number, at least 0.001, not 0",
+    ("sample", "{run}", "--top_k", "few"): "--top_k is a whole number, at least 0, not 'few'",
+    ("sample", "{run}", "--nucleus", "1.5"): "--nucleus is a number, above 0 and at most 1, not 1.5",
+    ("sample", "{run}", "--samples", "0"): "--samples is a whole number, at least 1, not 0",
+    ("sample", "{run}", "--seed", "-1"): "--seed is a whole number",
+    ("sample", "{run}", "--promt", "ten"): "--promt cannot change in a trained run",
+    ("sample", "{run}/none"): "{run}/none is not a run folder",
+    ("sample", "{translating}"): "this run has outputs for sources, by `t2t translate`",
+    ("translate", "{run}"): "this run models text and translates nothing",
+    ("parse", "{run}"): "this run does not parse",
+    ("score", "{run}", "{run}/experiment.json", "{run}/experiment.json"): "this run models text",
+    ("attention", "{translating}", "--text", "ten", "--out", "a.svg"): "LanguageModel has no attention over the source",
+}
+
+
+@pytest.mark.parametrize(("words", "complaint"), MISTAKES.items(), ids=MISTAKES.values())
+def test_a_mistake_is_one_line_and_exit_code_2(t2t, run, translating, words, complaint):
+    places = {"run": run, "translating": translating}
+    code, out, err = t2t(*(word.format(**places) for word in words))
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert last.startswith("t2t: ") and complaint.format(**places) in last
+
+
+@pytest.mark.usefixtures("registered")
+def test_training_ends_with_what_to_try(t2t, tmp_path):
+    code, out, err = t2t("train", "cycles", "--run", tmp_path / "run", "--train_steps", "2", "--checkpoint_every", "1")
+    assert code == 0 and "perplexity" in out and "chrf" not in out
+    assert f'try next      t2t sample --prompt "The" {tmp_path}/run --average 2' in out
+    assert "0 source and" in err
+
+
+@pytest.mark.usefixtures("registered")
+def test_translation_as_language_modelling_is_evaluated_like_any_other(t2t, tmp_path):
+    words = ("--train_steps", "2", "--checkpoint_every", "2", "--decoding.extra_length", "2")
+    code, out, _ = t2t("train", "reversal_lm", "--run", tmp_path / "run", *words)
+    assert code == 0 and "beam 4" in out and "sacrebleu " in out
+    code, out, _ = t2t("translate", tmp_path / "run", stdin=b"ten cat sun\n\nold\n")
+    assert code == 0 and len(out.splitlines()) == 3
+
+
+COUNTS = {"lm_quickstart": 783_872, "baseline_language_model": 915_840, "multi30k_language_model": 2_087_680}
+BESIDE = {"baseline_language_model": "quickstart", "multi30k_language_model": "multi30k_ende"}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_parameters_are_as_many_as_those_of_the_transformer_beside_it(t2t, name, count):
+    found = {each: json.loads(t2t("cost", each, "--json")[1]) for each in (name, BESIDE.get(name, name))}
+    assert found[name]["parameters"] == count
+    assert found[BESIDE.get(name, name)]["parameters"] == pytest.approx(count, rel=0.001)
+
+
+def test_list_show_and_diff(t2t):
+    assert all(f"\n{name} " in t2t("list")[1] for name in COUNTS)
+    shown = t2t("show", "lm_quickstart")[1]
+    assert comments(TransformerConfig)["d_ff"] in shown and "task.side" in shown
+    found = t2t("diff", "quickstart", "baseline_language_model")[1].splitlines()
+    assert found == ["model.num_layers: 2 -> 5", "base:  -> quickstart"]
+
+
+def test_texts_without_sources_cost_one_side(t2t):
+    """A row more of source positions, whose logits nobody asks for, is worth less than one of targets."""
+    texts, pairs = (json.loads(t2t("cost", name, "--json")[1]) for name in ("lm_quickstart", "baseline_language_model"))
+    a_layer = 128 * 4 * 4 * 32 + 2 * 128 * 256
+    per_token = [6 * (layers * a_layer * sides + 128 * 2000) for layers, sides in ((4, 1), (5, 2))]
+    for found, least in zip((texts, pairs), per_token, strict=True):
+        assert 1 < found["flops_per_token"] / least < 1.15
+
+
+def test_engines_for_transformers_refuse_it():
+    with pytest.raises(UserError, match="no LanguageModelConfig"):
+        ctranslate2._expressible(CONFIG)

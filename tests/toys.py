@@ -7,11 +7,13 @@ import numpy as np
 from t2t.batch import Batch
 from t2t.data.batching import BatchingConfig, fill
 from t2t.data.corpora import Text
+from t2t.data.language_modelling import LanguageModelling
 from t2t.data.parsing import Parsing
 from t2t.data.translation import Translation
 from t2t.data.treebank import Trees
 from t2t.decode import DecodingConfig
 from t2t.experiment import Experiment
+from t2t.models.language_model import LanguageModelConfig
 from t2t.models.transformer import TransformerConfig
 from t2t.optimizer import OptimizerConfig
 from t2t.sharding import MeshConfig, unboxed
@@ -107,6 +109,38 @@ def reversal_in(folder) -> Experiment:
         log_every=4,
         evaluate_every=6,
         checkpoint_every=5,
+        average=2,
+    )
+
+
+def write_cycles(path, count):
+    """Lines of three to five words, each the one that follows in WORDS on the one before it, the first on the last."""
+    rng = np.random.default_rng(count)
+    starts, lengths = rng.integers(0, len(WORDS), count), rng.integers(3, 6, count)
+    lines = [" ".join(WORDS[(s + i) % len(WORDS)] for i in range(n)) for s, n in zip(starts, lengths, strict=True)]
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def cycles(folder) -> Experiment:
+    """The experiment that models them, its files written into `folder`; a line's begin and end are chance."""
+    for split, count in (("train", 800), ("dev", 48), ("test", 32)):
+        write_cycles(folder / f"{split}.txt", count)
+    files = {split: str(folder / f"{split}.txt") for split in ("train", "dev", "test")}
+    sizes = dict(vocab_size=40, num_layers=1, d_model=32, d_ff=64, num_heads=4, d_k=8, d_v=8, p_drop=0.0)
+    return Experiment(
+        name="cycles",
+        reports="nothing",
+        task=LanguageModelling(Text(**files, target_column=0), duplicates="keep"),
+        model=LanguageModelConfig(**sizes, dtype="float32"),
+        optimizer=OptimizerConfig(warmup_steps=40, scale=0.3),
+        batching=BatchingConfig(tokens=512, max_length=16, shapes=1),
+        decoding=DecodingConfig(extra_length=8),
+        mesh=MeshConfig(data=1),
+        label_smoothing=0.0,
+        train_steps=120,
+        log_every=40,
+        evaluate_every=120,
+        checkpoint_every=60,
         average=2,
     )
 

@@ -59,8 +59,6 @@ class LanguageModel(Transformer):
     In decoding, the source's tokens but the last are fed at once, by `start`; the first `step` feeds the last of them.
     """
 
-    config: LanguageModelConfig
-
     cache_axes = {**Transformer.cache_axes, "last": "B"}  # the source's last token, PAD if it has none
 
     def setup(self) -> None:
