@@ -62,9 +62,10 @@ def hints(owner: type) -> dict[str, Any]:
 @functools.cache
 def comments(owner: type) -> dict[str, str]:
     """The comment beside each field of the dataclass `owner`, by field name; where it inherits one, its parent's."""
-    parents = (parent for parent in owner.__mro__[1:] if dataclasses.is_dataclass(parent))
-    found = {name: comment for parent in parents for name, comment in comments(parent).items()}
-    return {f.name: _beside(owner).get(f.name, found.get(f.name, "")) for f in dataclasses.fields(owner)}
+    found: dict[str, str] = {}
+    for each in reversed(owner.__mro__):
+        found |= _beside(each) if dataclasses.is_dataclass(each) else {}
+    return {f.name: found.get(f.name, "") for f in dataclasses.fields(owner)}
 
 
 def _beside(owner: type) -> dict[str, str]:
