@@ -263,8 +263,9 @@ def _wider(model: Any) -> str:
 
 
 def _how(found: dict[str, Any]) -> str:
-    steps, how = found["checkpoints"], found["decoding"]
-    weights = f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    from t2t import checkpoint
+
+    weights, how = checkpoint.described(found["checkpoints"]), found["decoding"]
     return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}" if how else weights
 
 
@@ -489,31 +490,71 @@ def _newest_evaluation(folder: Path, split: str) -> tuple[Any, Any]:
 def report(args: Args) -> None:
     """t2t report"""
     from t2t.progress import say
+    from t2t.report import page, tables
+
+    folders = [storage.folder(each) for each in args.what]
+    if args.what[0] in tables.TABLES or not any(map(_is_path, folders)):
+        _table(args, say)
+        return
+    for option, given in {"--runs": args.runs, "--markdown": args.markdown, "--json": args.json}.items():
+        if given:
+            raise UserError(f"{option} is for a table of the paper; the page of a run is one file of HTML")
+    average = None if args.average is None else _number(args.average, "average")
+    print(page.write(folders, storage.folder(args.out) if args.out else None, average, say))
+
+
+def _is_path(folder: Path) -> bool:
+    """Whether a word means a run folder, rather than a table that is misspelt."""
+    return storage.remote(folder) or len(folder.parts) > 1 or folder.exists()
+
+
+def _table(args: Args, say: Any) -> None:
+    """A table of the paper."""
     from t2t.report import tables
 
+    if len(args.what) > 1:
+        raise UserError(f"{args.what[0]} is reported alone, not with {args.what[1]}")
+    for option, given in {"--out": args.out, "--average": args.average}.items():
+        if given:
+            raise UserError(f"{option} is for the page of a run; a table goes to standard output")
     if args.markdown and args.json:
         raise UserError("--markdown and --json are two forms of one report: give one of them")
-    found = tables.rows(args.what, storage.folder(args.runs) if args.runs else None, say)
+    found = tables.rows(args.what[0], storage.folder(args.runs) if args.runs else None, say)
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print(tables.markdown(found) if args.markdown else tables.text(found))
 
 
+def _number(text: str | None, name: str) -> int | None:
+    """The whole number from 1 on that an option spells, if it was given."""
+    from t2t import knobs
+
+    return None if text is None else knobs.read(text, knobs.Count, name)
+
+
 def attention(args: Args) -> None:
     """t2t attention"""
-    from t2t.knobs import Count, read
-    from t2t.report import attention
+    from t2t import checkpoint
+    from t2t.report import attention, pictures
 
-    if Path(args.out).suffix != ".svg":
-        raise UserError(f"--out {args.out}: a picture is an .svg file")
-    layer, head = (
-        None if n is None else read(n, Count, name) for name, n in (("layer", args.layer), ("head", args.head))
-    )
-    _, tree, vocabulary, params, _ = _loaded(args)
-    source, target, weights = attention.cross_attention(tree, vocabulary, params, args.text)
-    shown, name = attention.chosen(weights, layer, head)
-    storage.write(Path(args.out), attention.picture(source, target, shown, f"decoder over source, {name}"))
+    kind = Path(args.out).suffix
+    if kind not in (".html", ".svg", ".png"):
+        raise UserError(f"--out {args.out}: a picture is an .html, .svg or .png file")
+    if kind == ".html" and args.lines:
+        raise UserError("--lines is for a picture; a page of .html has lines and heat map")
+    if kind == ".png":
+        pictures.check_png()
+    layer, head = _number(args.layer, "layer"), _number(args.head, "head")
+    _, tree, vocabulary, params, steps = _loaded(args)
+    attention.check(attention.sizes(tree, params), args.which, layer, head)
+    found = attention.of_text(tree, vocabulary, params, args.text, args.to)
+    if kind == ".html":
+        picture: str | bytes = found.html(args.which, layer, head, checkpoint.described(steps))
+    else:
+        draw = found.svg if kind == ".svg" else found.png
+        picture = draw(args.which, layer, head, "lines" if args.lines else "grid")
+    storage.write(Path(args.out), picture)
     print(args.out)
 
 
@@ -812,24 +853,51 @@ VERBS = (
     ),
     Verb(
         "report",
-        "a table of the paper with our numbers beside its own, from run folders",
+        "the page of a run, or of several compared; or a table of the paper with our numbers beside its own",
         report,
         (
-            Option("what", {"metavar": "WHAT", "help": "table2, table3 or table4"}),
-            Option("--runs", {"metavar": "DIR", "help": "where the run folders lie; default: runs"}),
-            Option("--markdown", {"action": "store_true", "help": "a table of GitHub's Markdown"}),
+            Option("what", {"metavar": "WHAT", "nargs": "+", "help": "run folders; or table2, table3 or table4"}),
+            Option(
+                "--out", {"metavar": "FILE.html", "help": "where the page goes; default, for one run: RUN/report.html"}
+            ),
+            Option(
+                "--average",
+                {
+                    "metavar": "N",
+                    "help": "of how many last checkpoints attention is; default: as the newest evaluation",
+                },
+            ),
+            Option("--runs", {"metavar": "DIR", "help": "tables: where the run folders lie; default: runs"}),
+            Option("--markdown", {"action": "store_true", "help": "tables: one of GitHub's Markdown"}),
             JSON,
         ),
     ),
     Verb(
         "attention",
-        "draw which source pieces the decoder looks at for each token of its best output",
+        "draw which tokens look at which, over a text and its best output or one that you give",
         attention,
         (
             RUN,
             Option("--text", {"required": True, "help": "a line as it stands in the data"}),
-            Option("--out", {"required": True, "metavar": "FILE.svg", "help": "the picture to write"}),
-            Option("--layer", {"metavar": "N", "help": "the decoder's layer, from 1; default: the last"}),
+            Option("--to", {"default": "", "help": "its translation, or its tree; default: the best output"}),
+            Option(
+                "--out",
+                {
+                    "required": True,
+                    "metavar": "FILE",
+                    "help": "an .html page to choose from, or an .svg or .png picture",
+                },
+            ),
+            Option(
+                "--which",
+                {
+                    "choices": ["encoder", "decoder", "cross"],
+                    "default": "",
+                    "help": "default: cross, decoder over source",
+                },
+            ),
+            Option("--lines", {"action": "store_true", "help": "lines between tokens, in place of a heat map"}),
+            Option("--layer", {"metavar": "N", "help": "the layer, from 1; default: the last"}),
             Option("--head", {"metavar": "H", "help": "one head, from 1; default: the mean of all"}),
             AVERAGE,
             BEAM,

@@ -238,3 +238,8 @@ def load_params(
             params = _read(checkpoints, step, ocp.args.Composite(params=ocp.args.StandardRestore(shapes)))["params"]
             total = params if total is None else jax.tree.map(lambda a, b: a + b, total, params)
     return jax.tree.map(lambda x: x / len(chosen), total), chosen
+
+
+def described(steps: list[int]) -> str:
+    """Which weights these are, in words, by the steps of the checkpoints that they are the mean of."""
+    return f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"

@@ -6,6 +6,7 @@ metrics.jsonl     one object a line: step, split, loss, tokens, ...
 tensorboard/      the same for TensorBoard
 checkpoints/      Orbax
 evaluations/      a folder each: sources, hypotheses, references, scores with their signatures
+report.html       its page, by `t2t report`
 set_aside/        checkpoints that the user did not want to go on from
 lock              held by the process that trains
 """
@@ -221,6 +222,11 @@ def averaged(run: Run) -> list[int]:
 def parts(run: Run) -> list[dict[str, Any]]:
     """How each part of a run was made, in order: "after_step", "commit", "device", "python", "versions"."""
     return _read_record(run)["parts"]
+
+
+def data(run: Run) -> dict[str, Any]:
+    """What preparing its data reported: "pairs", "kept", "dropped", "lengths", "inputs" and so on."""
+    return _read_record(run)["data"]
 
 
 @contextlib.contextmanager
