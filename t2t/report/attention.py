@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,7 +190,7 @@ def _views(
 ) -> list[dict[str, View]]:
     """The weights over each pair of token ids, EOS at the end of each."""
     batch = [fill(side, len(side), max(map(len, side))) for side in (sources, targets)]
-    sown = jax.device_get(jax.jit(lambda params, *batch: _sown(model, params, *batch))(params, *batch))
+    sown = jax.device_get(_sown(model, params, *batch))
     found = []
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         said, heard = vocabulary.target.pieces(target), vocabulary.source.pieces(source)
@@ -202,6 +203,7 @@ def _views(
     return found
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def _sown(model: Any, params: Any, source: Any, target: Any) -> dict[str, jax.Array]:
     """By kind the weights [N B H T S] that the module lets out over a batch, of those that have these shapes.
 

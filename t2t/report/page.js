@@ -79,7 +79,7 @@ function ticks(low, high, log) {
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
       for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
     const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-    return inside.length > 7 ? inside.filter((value) => String(value)[0] === "1" || value.toExponential()[0] === "1") : inside;
+    return inside.length > 6 ? inside.filter((value) => value.toExponential().startsWith("1")) : inside;
   }
   const rough = (high - low) / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -177,10 +177,10 @@ function curves(runs) {
 // ---------------------------------------------------------------- Scores and samples
 
 function scoreTable(evaluation) {
-  const rows = evaluation.scores.map(([name, score, low, high, signature]) => [
-    name, score.toFixed(2), `${low.toFixed(2)} to ${high.toFixed(2)}`, make("span", { class: "mono signature" }, signature)]);
-  rows.unshift(["perplexity", evaluation.perplexity.toFixed(2), "", make("span", { class: "signature" }, "per token, unsmoothed")]);
-  return [make("h3", {}, `${evaluation.split} split, ${evaluation.how}`), table(["score", "", "95 %", "signature"], rows, [1, 2]),
+  const rows = evaluation.scores.map(([name, score, interval, signature]) => [
+    name, make("b", {}, score), interval, make("span", { class: "mono signature" }, signature)]);
+  rows.unshift(["perplexity", make("b", {}, evaluation.perplexity), "", make("span", { class: "signature" }, "per token, unsmoothed")]);
+  return [make("h3", {}, `${evaluation.split} split, ${evaluation.how}`), make("div", { class: "scores" }, table(["score", "", "95 %", "signature"], rows, [1, 2])),
     make("p", { class: "soft mono" }, evaluation.folder)];
 }
 
@@ -294,7 +294,7 @@ function weightsOf(view, layer, head) {
   }));
 }
 
-const colourOf = (head) => (head < 0 ? 0 : head % COLOURS);
+const colourOf = (head) => (head < 0 ? 0 : (head + 1) % COLOURS);
 const nameOf = (head) => (head < 0 ? "mean" : String(head + 1));
 
 function attention(found) {
@@ -356,7 +356,7 @@ const cut = (token) => (token.length > 16 ? `${token.slice(0, 15)}…` : token);
 const room = (tokens) => LETTER * Math.max(...tokens.map((token) => cut(token).length)) + 10;
 
 function lineView(view, weights, chosen, colour, width, pick) {
-  const step = 22, left = room(view.queries), right = Math.max(left + 60, Math.min(width - room(view.keys), left + 260));
+  const step = 22, left = room(view.queries), right = Math.max(left + 60, Math.min(width - room(view.keys), left + 320));
   const y = (row) => 14 + step * row;
   const parts = [];
   weights.forEach((row, t) => row.forEach((weight, s) => {
@@ -396,11 +396,11 @@ function strongest(view, weights, chosen) {
 function comparison(content) {
   const names = [...new Set(content.runs.flatMap((run) => run.evaluations.flatMap((each) => each.scores.map(([name]) => `${each.split} ${name}`))))];
   const value = (run, wanted) => {
-    for (const each of run.evaluations) for (const [name, score] of each.scores) if (`${each.split} ${name}` === wanted) return score.toFixed(2);
+    for (const each of run.evaluations) for (const [name, score] of each.scores) if (`${each.split} ${name}` === wanted) return score;
     return "";
   };
   const splits = [...new Set(content.runs.flatMap((run) => run.evaluations.map((each) => each.split)))];
-  const perplexity = (run, split) => run.evaluations.filter((each) => each.split === split).map((each) => each.perplexity.toFixed(2))[0] || "";
+  const perplexity = (run, split) => run.evaluations.filter((each) => each.split === split).map((each) => each.perplexity)[0] || "";
   const key = (run, i) => make("span", { class: `key c${i % COLOURS}` }, run.name);
   const heads = ["", ...content.runs.map(key)];
   const line = (name, of) => [name, ...content.runs.map(of)];
@@ -412,7 +412,7 @@ function comparison(content) {
     ...splits.map((split) => line(`${split} perplexity`, (run) => perplexity(run, split))),
     ...names.map((name) => line(name, (run) => value(run, name))),
   ];
-  const signatures = new Map(content.runs.flatMap((run) => run.evaluations.flatMap((each) => each.scores.map(([name, , , , signature]) => [`${name} ${signature}`, [name, signature]]))));
+  const signatures = new Map(content.runs.flatMap((run) => run.evaluations.flatMap((each) => each.scores.map(([name, , , signature]) => [`${name} ${signature}`, [name, signature]]))));
   return [
     make("header", {}, make("h1", {}, `${content.runs.length} runs`), make("p", { class: "soft mono" }, content.runs.map((run) => run.folder).join("  "))),
     section("table", "Side by side", table(heads, rows), make("details", {}, make("summary", {}, "signatures of the scores"), table(["score", "signature"], [...signatures.values()]))),

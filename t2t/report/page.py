@@ -204,12 +204,15 @@ def _evenly(rows: list[Any], most: int) -> list[Any]:
 
 def _evaluation(each: Evaluation) -> dict[str, Any]:
     summary = each.summary
-    scores = [(name, s["score"], s["low"], s["high"], s["signature"]) for name, s in summary["scores"].items()]
+    scores = [
+        (name, f"{s['score']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}", s["signature"])
+        for name, s in summary["scores"].items()
+    ]
     return {
         "split": summary["split"],
         "folder": each.folder.name,
         "how": f"{checkpoint.described(summary['checkpoints'])}; {_decoding(summary['decoding'])}",
-        "perplexity": summary["perplexity"],
+        "perplexity": f"{summary['perplexity']:.2f}",
         "scores": scores,
     }
 
