@@ -244,6 +244,7 @@ def _final_evaluation(args: Args, run: Any, tree: Any, say: Any) -> None:
         print(f"\nsource        {source}\noutput        {hypothesis}\nreference     {reference}")
     print(f"\nrun           {run.folder} (experiment.json, metrics.jsonl, tensorboard, checkpoints, evaluations)")
     print(f"try next      {_example(tree)} {run.folder} --average {average}")
+    print(f"              t2t report {run.folder}")
     print(f"              t2t train {tree.name} --model.{_wider(tree.model)} --run {run.folder}-wide")
     print(f"              t2t show {tree.name}")
 

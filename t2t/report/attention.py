@@ -61,7 +61,12 @@ class View(NamedTuple):
         """What the page needs: tokens, the sizes [N H], and the weights as bytes in base64."""
         levels = np.rint(self.weights * LEVELS).astype(np.uint8)
         sizes = dict(zip(("layers", "heads"), levels.shape, strict=False))
-        return {**sizes, "queries": self.queries, "keys": self.keys, "weights": base64.b64encode(levels).decode()}
+        return {
+            **sizes,
+            "queries": self.queries,
+            "keys": self.keys,
+            "weights": base64.b64encode(levels.tobytes()).decode(),
+        }
 
 
 @dataclasses.dataclass(frozen=True)

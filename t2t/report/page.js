@@ -46,7 +46,7 @@ function short(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
   if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;
-  return size < 1e-3 ? value.toExponential(1).replace("e-", "e−") : String(Number(value.toPrecision(4)));
+  return size < 1e-4 ? value.toExponential(1).replace("e-", "e−") : String(Number(value.toPrecision(4)));
 }
 
 // ---------------------------------------------------------------- What was run
@@ -79,9 +79,9 @@ function ticks(low, high, log) {
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
       for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
     const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
-    return inside.length > 6 ? inside.filter((value) => value.toExponential().startsWith("1")) : inside;
+    return inside.length > 8 ? inside.filter((value) => value.toExponential().startsWith("1")) : inside;
   }
-  const rough = (high - low) / 4 || 1;
+  const rough = (high - low) / 6 || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((digit) => digit * power).find((size) => size >= rough);
   const found = [];
@@ -129,7 +129,7 @@ function chart(title, series, { log = false, zero = false } = {}) {
   }
 
   atWidth(place, (width) => {
-    const height = 190, left = 44;
+    const height = 170, left = 12 + 6.6 * Math.max(...ticks(low, high, log).map((value) => short(value).length));
     const x = scale(first, last, left + 4, width - 6), y = scale(low, high, height - 24, 8, log);
     const cursor = draw("line", { class: "cursor", y1: 6, y2: height - 24, visibility: "hidden" });
     const lines = series.map((one) => one.x.length === 1
@@ -338,7 +338,7 @@ function attention(found) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
   return section("attention", "Attention", make("div", { class: "controls" }, choice, tabs), about, heads,
     make("div", { class: "tokens" }, lines, map), bars,
-    make("p", { class: "soft" }, "Lines: who looks, left, at whom, right; the stronger, the more weight. Squares: the same, a row each. A token chosen is shown alone. ", found.weights ? `Weights of the model: ${found.weights}.` : ""));
+    make("p", { class: "soft note" }, "Lines: who looks, left, at whom, right; the stronger, the more weight. Squares: the same, a row each. A token chosen is shown alone. ", found.weights ? `Weights of the model: ${found.weights}.` : ""));
 }
 
 function thumbnail(view, layer, head, pressed, choose) {
@@ -427,7 +427,7 @@ function page(content) {
   if (content.runs) return comparison(content);
   if (!content.run) return [attention(content.attention)];
   const parts = [whatWasRun(content.run), curves(content.curves), scores(content.evaluations), ...samples(content.samples), attention(content.attention)];
-  const order = ["curves", "scores", "attention", "samples", "lengths", "run"];
+  const order = ["curves", "attention", "samples", "lengths", "scores", "run"];
   parts.sort((a, b) => order.indexOf(a.id) - order.indexOf(b.id));
   const links = parts.map((part) => make("a", { href: `#${part.id}` }, part.firstChild.textContent));
   return [make("header", {}, make("h1", {}, content.run.name), make("p", { class: "soft mono" }, content.run.folder), make("nav", {}, links)), facts(content.run), ...parts];

@@ -103,7 +103,7 @@ def _page(read: _Read, average: int | None, say: Say) -> dict[str, Any]:
             "knobs": _knobs(read.experiment),
             "data": _data(runs.data(read.run)),
         },
-        "curves": [_curves(read)],
+        "curves": [{"name": read.name, **_curves(read)}],
         "evaluations": [_evaluation(each) for each in reversed(read.evaluations)],
         "samples": shown,
         "attention": _attention(read, rated, average, say),
@@ -126,7 +126,7 @@ def _tiles(read: _Read) -> list[tuple[str, str, str]]:
         found.append((f"perplexity, {split}", f"{newest.summary['perplexity']:.2f}", "per token"))
     steps = _last_step(read)
     found.append(("steps", f"{steps:,}", f"of {read.experiment.train_steps:,}"))
-    found.append(("parameters", f"{parameters(read.experiment):,}", type(read.experiment.model).__name__))
+    found.append(("parameters", f"{parameters(read.experiment):,}", type(read.experiment.model.build()).__name__))
     if speed := _speed(read):
         found.append(("tokens/s", f"{speed:,.0f}", "median, targets"))
     return found
@@ -193,7 +193,7 @@ def _curves(read: _Read) -> dict[str, Any]:
         known = [name for name in CURVES if rows and all(name in row for row in rows)]
         found[split] = {"step": [row["step"] for row in rows]}
         found[split] |= {name: [float(f"{row[name]:.{DIGITS}g}") for row in rows] for name in known}
-    return {"name": read.name, **found}
+    return found
 
 
 def _evenly(rows: list[Any], most: int) -> list[Any]:
@@ -292,21 +292,23 @@ def _bounded(sentences: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _comparison(found: list[_Read]) -> dict[str, Any]:
     """The table of runs, the knobs in which any two differ, and their curves."""
+    names = [each.name for each in found]
+    if len({*names}) < len(names):
+        names = [str(each.run.folder) for each in found]
     trees = [experiments.leaves(each.experiment) for each in found]
     paths = dict.fromkeys(path for tree in trees for path in tree)
     values = {path: [str(tree[path][0]) if path in tree else "" for tree in trees] for path in paths}
     differing = {path: row for path, row in values.items() if len({*row}) > 1 and path not in _NAMES - {"name"}}
     return {
-        "runs": [_row(each) for each in found],
+        "runs": [{"name": name, **_row(each)} for name, each in zip(names, found, strict=True)],
         "differing": [*differing.items()],
-        "curves": [_curves(each) for each in found],
+        "curves": [{"name": name, **_curves(each)} for name, each in zip(names, found, strict=True)],
     }
 
 
 def _row(read: _Read) -> dict[str, Any]:
     newest = {each.summary["split"]: each for each in read.evaluations}
     return {
-        "name": read.name,
         "folder": str(read.run.folder),
         "experiment": read.experiment.name,
         "steps": _last_step(read),
