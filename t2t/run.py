@@ -1,4 +1,6 @@
-"""The run folder: what is written where. Nothing else in t2t writes into it but Orbax its checkpoints, and `t2t report` its page.
+"""The run folder: what is written where.
+
+Nothing else in t2t writes into it but Orbax its checkpoints and `t2t report` its page.
 
 experiment.json   the resolved experiment, versions, commit, device, fingerprints of vocabulary and data
 vocabulary/       the shared sentencepiece model, or that of sources and the tokens of targets
