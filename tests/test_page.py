@@ -368,6 +368,7 @@ def test_mistakes(t2t, run, tmp_path, monkeypatch):
         f"{run.folder} {other}": "2 runs: say where their page goes with --out FILE.html",
         f"{run.folder} {run.folder} --out a.html": f"{run.folder} is given twice",
         f"{run.folder} --json": "--json is for a table of the paper; the page of a run is one file of HTML",
+        f"{run.folder} --average 3": f"{run.checkpoints} has 1 checkpoint(s), too few to average 3",
         f"{run.folder} --average x": "--average is a whole number, at least 1, not 'x'",
         "empty": "empty is not a run folder: no experiment.json in it",
         f"{other}": f"{other} is not a run folder: no experiment.json in it, and no such folder",

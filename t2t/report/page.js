@@ -363,7 +363,8 @@ function lineView(view, weights, chosen, colour, width, pick) {
     if ((chosen < 0 || chosen === t) && weight >= 0.02)
       parts.push(draw("line", { class: "weight", x1: left, y1: y(t), x2: right, y2: y(s), "stroke-opacity": weight.toFixed(3) }));
   }));
-  view.queries.forEach((token, t) => parts.push(draw("text", { class: `pick${t === chosen ? " chosen" : ""}`, x: left - 6, y: y(t) + 4, "text-anchor": "end", onclick: () => pick(t) }, cut(token))));
+  view.queries.forEach((token, t) => parts.push(draw("text", { class: `pick${t === chosen ? " chosen" : ""}`, x: left - 6, y: y(t) + 4, "text-anchor": "end", tabindex: 0, role: "button",
+    onclick: () => pick(t), onkeydown: (event) => { if (event.key === "Enter") pick(t); } }, cut(token))));
   view.keys.forEach((token, s) => parts.push(draw("text", { x: right + 6, y: y(s) + 4 }, cut(token))));
   const rows = Math.max(view.queries.length, view.keys.length);
   return draw("svg", { class: colour, width: right + room(view.keys), height: step * rows + 8, role: "img", "aria-label": "weights as lines" }, parts);

@@ -43,7 +43,8 @@ def write(folders: Sequence[Path], out: Path | None, average: int | None, say: S
     shown is said on the page, and by `say`.
 
     Raises:
-        UserError: a folder is no run folder or damaged, or the page cannot be written.
+        UserError: a folder is no run folder or damaged, it has fewer checkpoints than `average`, or the page cannot be
+            written.
     """
     if len(folders) > 1 and out is None:
         raise UserError(f"{len(folders)} runs: say where their page goes with --out FILE.html")
@@ -257,6 +258,8 @@ def _attention(read: _Read, rated: samples.Rated | None, average: int | None, sa
         pairs = one.task.given(_to_look_at(rated))
         found = [each.facts() for each in attention.of_pairs(one, read.vocabulary, params, pairs)]
     except UserError as error:
+        if average:
+            raise
         say(f"no attention: {error}")
         return {"missing": f"Attention is not shown: {error}."}
     return {
