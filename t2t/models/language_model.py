@@ -39,7 +39,7 @@ class LanguageModelConfig(TransformerConfig):
             raise UserError(f"--model.target_vocab_size must be 0 in a language model, {given}: it has one vocabulary")
         if self.attention == "fused" or self.attention_span:
             raise UserError(
-                "a language model's row may have padding between source and target, so it takes --model.attention dense "
+                "a language model's row may have padding between source and target: it takes --model.attention dense "
                 f"or blocked and --model.attention_span 0, not {self.attention} and {self.attention_span}"
             )
 
