@@ -47,15 +47,30 @@ def _experiment(args: Args) -> Any:
 
     if fixed := [path for path in args.overrides if path.split(".")[0] in IDENTITY]:
         raise UserError(f"--{fixed[0]} is what an experiment is known by, not a knob")
-    return experiment.override(experiment.get(args.name), args.overrides)
+    tree = experiment.get(args.name)
+    if where := args.overrides.get("init_from"):
+        from t2t import run
+
+        tree = dataclasses.replace(tree, model=run.load(storage.folder(where))[1].model)
+    return experiment.override(tree, args.overrides)
 
 
 def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
-    from t2t import checkpoint, compilation, experiment, knobs, run
-    from t2t.sharding import MeshConfig
+    from t2t import checkpoint, compilation, knobs, run
 
     average = knobs.read(args.average, knobs.Count, "average")
+    found, tree, vocabulary = _opened(args)
+    compilation.keep_compiled()
+    params, steps = checkpoint.load_params(found.checkpoints, tree, average, _mesh(args, tree))
+    return found, tree, vocabulary, params, run.averaged(found) or steps
+
+
+def _opened(args: Args) -> tuple[Any, Any, Any]:
+    """A run with the user's knobs on top, without its weights: (run, experiment, vocabulary)."""
+    from t2t import experiment, run
+    from t2t.sharding import MeshConfig
+
     if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
         raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.*, --task.* and --mesh.* can")
     found, kept, vocabulary = run.load(storage.folder(args.run))
@@ -67,9 +82,7 @@ def _loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     tree = experiment.override(kept, {**given, **args.overrides})
     if tree.task.linearisation != kept.task.linearisation:
         raise UserError("--task.tags cannot change in a trained run: its vocabulary has no others")
-    compilation.keep_compiled()
-    params, steps = checkpoint.load_params(found.checkpoints, kept, average, _mesh(args, tree))
-    return found, tree, vocabulary, params, run.averaged(found) or steps
+    return found, tree, vocabulary
 
 
 def _mesh(args: Args, tree: Any) -> Any:
@@ -147,9 +160,12 @@ def prepare(args: Args) -> None:
     from t2t.data.prepare import Sizes, overlap
     from t2t.data.prepare import prepare as make
     from t2t.progress import say
+    from t2t.run import begun_from
 
     tree = _experiment(args)
-    prepared = make(tree.task, Sizes(tree.model.vocab_size, tree.model.target_vocab_size), say)
+    before = begun_from(tree)
+    sizes = Sizes(tree.model.vocab_size, tree.model.target_vocab_size)
+    prepared = make(tree.task, sizes, say, before and before[2])
     epochs = TrainingBatches(prepared, tree.batching, tree.seed).epochs
     facts = {"folder": str(prepared.folder), "fingerprint": prepared.fingerprint, **prepared.report}
     facts |= {"too_long": epochs.left_out, "batches": len(epochs), "padding": round(epochs.padding, 4), "overlap": {}}
@@ -378,15 +394,49 @@ def translate(args: Args) -> int:
     given = _draws(args)
     if given and not args.sample:
         raise UserError(f"--{next(iter(given))} goes with --sample")
+    if args.engine and (args.sample or args.average != "1" or args.others):
+        what = "--sample" if args.sample else "--average" if args.average != "1" else "a second run"
+        raise UserError(f"{what} does not go with --with, which searches with other weights")
     if args.sample and (args.beam or args.alpha):
         raise UserError("--beam and --alpha search for the best output; with --sample it is drawn")
     stdin = _stdin()
     sampling = override(SamplingConfig(), given) if args.sample else None
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
     wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
-    _, tree, vocabulary, params, _ = _loaded(args)
+    if not args.engine:
+        tree, vocabulary, params = _together(args)
+        work = translate.TranslateLines(tree, vocabulary, wanted, say)
+        return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
+    from t2t.interop import ctranslate2
+
+    _, tree, vocabulary = _opened(args)
     work = translate.TranslateLines(tree, vocabulary, wanted, say)
-    return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
+    engine = ctranslate2.Engine(_folder_of(args.engine), vocabulary, tree.decoding)
+    return lines.stream(tree, None, work, None, stdin, sys.stdout, say, engine)
+
+
+def _together(args: Args) -> tuple[Any, Any, Any]:
+    """The runs as one, with the first's knobs: (experiment, vocabulary, weights)."""
+    from t2t.models.ensemble import EnsembleConfig
+
+    _, tree, vocabulary, params, _ = _loaded(args)
+    if not args.others:
+        return tree, vocabulary, params
+    models, weights = [tree.model], [params]
+    for folder in args.others:
+        _, other, its_own, params, _ = _loaded(Args(**{**vars(args), "run": folder}))
+        if its_own.fingerprint != vocabulary.fingerprint:
+            raise UserError(f"{folder} has another vocabulary than {args.run}: only runs of one are decoded together")
+        models.append(other.model)
+        weights.append(params)
+    return dataclasses.replace(tree, model=EnsembleConfig(tuple(models))), vocabulary, tuple(weights)
+
+
+def _folder_of(words: Sequence[str]) -> Path:
+    """That of --with ENGINE DIR."""
+    if words[0] != "ctranslate2":
+        raise unknown("engine (--with)", words[0], ["ctranslate2"])
+    return Path(words[1])
 
 
 def _draws(args: Args) -> dict[str, str]:
@@ -564,10 +614,57 @@ def average(args: Args) -> None:
     from t2t import checkpoint
     from t2t import run as runs
 
-    run, _, _, params, steps = _loaded(args)
-    folder = storage.folder(args.to or f"{run.folder}-average{len(steps)}")
+    if args.ema:
+        run, tree, _ = _opened(args)
+        params, steps = checkpoint.load_moving_mean(run.checkpoints, tree)
+    else:
+        run, _, _, params, steps = _loaded(args)
+    folder = storage.folder(args.to or f"{run.folder}-{'ema' if args.ema else f'average{len(steps)}'}")
     with runs.derive(run, folder, steps) as new:
         checkpoint.save_params(new.checkpoints, steps[-1], params)
+    print(folder)
+
+
+def export(args: Args) -> None:
+    """t2t export"""
+    from t2t.interop import ctranslate2, hugging_face
+
+    if args.quantization and args.to != "ctranslate2":
+        raise UserError("--quantization goes with --to ctranslate2")
+    _, tree, vocabulary, params, _ = _loaded(args)
+    folder = Path(args.folder)
+    if args.to == "ctranslate2":
+        ctranslate2.write(tree.model, params, vocabulary, folder, args.quantization or "float32")
+    else:
+        hugging_face.write(tree, params, vocabulary, folder)
+    print(folder)
+
+
+def import_folder(args: Args) -> None:
+    """t2t import"""
+    import jax
+
+    from t2t import checkpoint
+    from t2t import run as runs
+    from t2t.data.corpora import Text
+    from t2t.data.translation import Translation
+    from t2t.experiment import Experiment
+    from t2t.interop import hugging_face
+
+    where, folder = Path(args.folder), storage.folder(args.run)
+    found = hugging_face.read(where)
+    source, target = args.source or found.languages[0], args.target or found.languages[1]
+    if not source or not target:
+        raise UserError(f"{where} does not say its languages: give --source and --target, as en and de")
+    tree = Experiment(
+        name="imported",
+        reports="nothing in the paper: weights that were trained elsewhere",
+        task=Translation(Text(), source, target),
+        model=found.model,
+        decoding=found.decoding,
+    )
+    with runs.imported(folder, tree, found.vocabulary, where, jax.devices()[0].device_kind) as new:
+        checkpoint.save_params(new.checkpoints, 0, jax.tree.map(jax.numpy.asarray, found.params))
     print(folder)
 
 
@@ -791,6 +888,7 @@ VERBS = (
         translate,
         (
             RUN,
+            Option("others", {"nargs": "*", "metavar": "RUN", "help": "more runs of its vocabulary, decoded with it"}),
             AVERAGE,
             BEAM,
             ALPHA,
@@ -806,6 +904,15 @@ VERBS = (
             ),
             Option("--sample", {"action": "store_true", "help": "draw the output instead of searching for the best"}),
             *DRAWS,
+            Option(
+                "--with",
+                {
+                    "dest": "engine",
+                    "nargs": 2,
+                    "metavar": ("ENGINE", "DIR"),
+                    "help": "search by another engine: ctranslate2, and the folder the run was exported to",
+                },
+            ),
         ),
         "run",
     ),
@@ -937,12 +1044,43 @@ VERBS = (
     ),
     Verb(
         "average",
-        "write a run folder whose weights are the mean of a run's last checkpoints",
+        "write a run folder whose weights are the mean of a run's last checkpoints, or a moving mean",
         average,
         (
             RUN,
             Option("--average", {**LAST, "default": "5", "help": "how many; default 5"}),
+            Option("--ema", {"action": "store_true", "help": "the moving mean that training kept (--optimizer.ema)"}),
             Option("--to", {"metavar": "DIR", "help": "the new run folder; default: RUN-averageN"}),
+        ),
+    ),
+    Verb(
+        "export",
+        "write a run's weights and vocabulary as a folder that other engines load",
+        export,
+        (
+            RUN,
+            Option("--to", {"choices": ["hugging-face", "ctranslate2"], "required": True, "help": "for which engine"}),
+            Option("folder", {"metavar": "DIR", "help": "the new folder"}),
+            Option(
+                "--quantization",
+                {
+                    "choices": ["float32", "float16", "int8"],
+                    "help": "with --to ctranslate2: what its weights are kept as; default: float32",
+                },
+            ),
+            AVERAGE,
+        ),
+    ),
+    Verb(
+        "import",
+        "make a run of a folder of a Marian or OPUS-MT model, to translate, score, evaluate or train further",
+        import_folder,
+        (
+            Option("what", {"choices": ["hugging-face"], "help": "what kind of folder"}),
+            Option("folder", {"metavar": "DIR", "help": "with config.json, the weights and the vocabulary"}),
+            Option("--run", {"required": True, "metavar": "RUN", "help": "the new run folder"}),
+            Option("--source", {"metavar": "L", "help": "language of sources, where the folder does not say: as en"}),
+            Option("--target", {"metavar": "L", "help": "language of targets, likewise"}),
         ),
     ),
     Verb(

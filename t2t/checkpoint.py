@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from t2t import storage
 from t2t.batch import Sequences
 from t2t.errors import UserError
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, differences
+from t2t.optimizer import unbiased
 from t2t.sharding import devices, shardings, unboxed
 
 # Orbax warns that a folder opened for reading is read-only; what goes wrong it raises, and need not log too.
@@ -188,6 +189,15 @@ def abstract_params(experiment: Experiment) -> Any:
     return jax.eval_shape(experiment.model.build().init, jax.random.key(0), sequences, sequences)
 
 
+def check_fits(there: Experiment, here: Experiment) -> None:
+    """Raises UserError unless the model of `here` has weights of the same names and shapes as that of `there`."""
+    shapes = [jax.tree.map(lambda x: x.shape, unboxed(abstract_params(each))) for each in (there, here)]
+    if shapes[0] != shapes[1]:
+        differing = differences(there.model, here.model).items()
+        named = ", ".join(f"model.{path} is {before} there, {now} here" for path, (before, now) in differing)
+        raise UserError(f"--init_from {here.init_from}: its weights do not fit: {named}")
+
+
 def steps(folder: Path, experiment: Experiment) -> list[int]:
     """The checkpoints in `folder` that count for averages, by step, ascending: each `checkpoint_every`, and the last.
 
@@ -226,12 +236,7 @@ def load_params(
     if len(there) < average:
         raise UserError(f"{folder} has {len(there)} checkpoint(s), too few to average {average}")
     chosen = there[-average:]
-    abstract = abstract_params(experiment)
-    one = jax.sharding.SingleDeviceSharding(devices()[0])
-    layout = shardings(mesh, abstract) if mesh else jax.tree.map(lambda _: one, unboxed(abstract))
-    shapes = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unboxed(abstract), layout
-    )
+    shapes = _laid_out(abstract_params(experiment), mesh)
     with reader(folder) as checkpoints:
         total = None
         for step in chosen:
@@ -243,3 +248,28 @@ def load_params(
 def described(steps: list[int]) -> str:
     """Which weights these are, in words, by the steps of the checkpoints that they are the mean of."""
     return f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+
+
+def load_moving_mean(folder: Path, experiment: Experiment) -> tuple[Any, list[int]]:
+    """The moving mean of the weights that training kept (--optimizer.ema), and the step of the checkpoint it is in.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    if not experiment.optimizer.ema:
+        raise UserError(f"{folder} has no moving mean of the weights: it was trained without --optimizer.ema")
+    step = steps(folder, experiment)[-1]
+    optimizer = experiment.optimizer.build(experiment.model.d_model)
+    shapes = _laid_out(jax.eval_shape(optimizer.init, abstract_params(experiment)), None)
+    with reader(folder) as checkpoints:
+        found = _read(checkpoints, step, ocp.args.Composite(optimizer=ocp.args.StandardRestore(shapes)))["optimizer"]
+    return unbiased(found[-1], experiment.optimizer.ema, step), [step]
+
+
+def _laid_out(abstract: Any, mesh: Mesh | None) -> Any:
+    """Shapes as their letters lay them out over a mesh, or else on the first device."""
+    one = jax.sharding.SingleDeviceSharding(devices()[0])
+    layout = shardings(mesh, abstract) if mesh else jax.tree.map(lambda _: one, unboxed(abstract))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unboxed(abstract), layout
+    )

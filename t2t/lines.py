@@ -42,6 +42,14 @@ class Work(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """What searches for the best outputs in place of `decode`, with weights of its own."""
+
+    def __call__(self, sources: list[list[int]]) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """(index, hypotheses, best first) of each source, in any order."""
+        ...
+
+
 def stream(
     experiment: Experiment,
     params: Any,
@@ -50,11 +58,12 @@ def stream(
     lines: BinaryIO,
     out: TextIO,
     say: Say,
+    engine: Engine | None = None,
 ) -> int:
     """Answers `lines` until they end, and writes as soon as order allows.
 
-    `lines` has a file descriptor. Returns 0, or 2 when lines were not UTF-8: each is named by `say` and answered like a
-    blank one.
+    `lines` has a file descriptor. With an `engine`, `params` are not looked at. Returns 0, or 2 when lines were not
+    UTF-8: each is named by `say` and answered like a blank one.
 
     Raises:
         UserError: the input cannot be read.
@@ -69,7 +78,7 @@ def stream(
                 unreadable += 1
                 texts.append("")
                 say(f"line {number}: not UTF-8 (byte {error.start + 1}); an empty line stands for it")
-        for answer in _answers(experiment, params, work, sampling, work.lines(texts, first)):
+        for answer in _answers(experiment, params, work, sampling, work.lines(texts, first), engine):
             out.write(answer)
             out.flush()
         first += len(chunk)
@@ -111,7 +120,12 @@ def _chunks(lines: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _answers(
-    experiment: Experiment, params: Any, work: Work, sampling: SamplingConfig | None, lines: list[Line]
+    experiment: Experiment,
+    params: Any,
+    work: Work,
+    sampling: SamplingConfig | None,
+    lines: list[Line],
+    engine: Engine | None,
 ) -> Iterator[str]:
     """The answer to each line as soon as all lines before it have theirs."""
     where = [(i, part) for i, line in enumerate(lines) for part in range(len(line.pieces))]
@@ -121,7 +135,8 @@ def _answers(
     numbers = [(lines[i].number, part) for i, part in where]
     model, written, longest = experiment.model.build(), 0, experiment.model.longest
     how = (sampling, numbers, longest, work.constraint(lines), work.wanted)
-    for index, best in decode(model, params, sources, experiment.decoding, *how):
+    ours = decode(model, params, sources, experiment.decoding, *how)
+    for index, best in engine(sources) if engine else ours:
         i, part = where[index]
         found[i][part] = best
         missing[i] -= 1

@@ -125,22 +125,26 @@ def _remove_torn(run: Run) -> None:
 def begin(run: Run, experiment: Experiment, prepared: Prepared, device: str, step: int) -> None:
     """Writes record and vocabulary: training goes on after `step`. Each part of a run adds how it was made."""
     record = _read_record(run) if run.record.is_file() else {"parts": []}
-    part = {
+    record = {
+        "experiment": experiments.to_json(experiment),
+        "vocabulary": prepared.vocabulary.fingerprint,
+        "data": {"fingerprint": prepared.fingerprint, **prepared.report},
+        "parts": [*record["parts"], _part(device, step)],
+    }
+    write_json(run.record, record)
+    for name, content in prepared.vocabulary.files().items():  # after the record: with it a folder can be opened again
+        storage.write(run.vocabulary / name, content)
+
+
+def _part(device: str, step: int) -> dict[str, Any]:
+    """How what comes after `step` is made."""
+    return {
         "after_step": step,
         "commit": commit(),
         "device": device,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
     }
-    record = {
-        "experiment": experiments.to_json(experiment),
-        "vocabulary": prepared.vocabulary.fingerprint,
-        "data": {"fingerprint": prepared.fingerprint, **prepared.report},
-        "parts": [*record["parts"], part],
-    }
-    write_json(run.record, record)
-    for name, content in prepared.vocabulary.files().items():  # after the record: with it a folder can be opened again
-        storage.write(run.vocabulary / name, content)
 
 
 def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> None:
@@ -162,6 +166,8 @@ def _refuse_record(run: Run, experiment: Experiment, prepared: Prepared) -> None
     record = _read_record(run)
     if record.get("averaged"):
         raise UserError(f"{run.folder} holds averaged weights only: it cannot be trained further")
+    if record.get("imported"):
+        raise UserError(f"{run.folder} holds imported weights: begin a run with them, --init_from {run.folder}")
     before = _experiment(run, record)
     changed = {
         path: values
@@ -216,6 +222,20 @@ def load(folder: Path) -> tuple[Run, Experiment, Vocabularies]:
     return run, _experiment(run, record), vocabulary
 
 
+def begun_from(experiment: Experiment) -> tuple[Run, Experiment, Vocabularies] | None:
+    """The run whose weights training begins with, as `load` gives it; None: training begins with random ones.
+
+    Raises:
+        UserError: it is no run, or one of another kind of task.
+    """
+    if not experiment.init_from:
+        return None
+    found = load(storage.folder(experiment.init_from))
+    if found[1].task.linearisation != experiment.task.linearisation:
+        raise UserError(f"--init_from {experiment.init_from}: one of the two translates, the other parses")
+    return found
+
+
 def averaged(run: Run) -> list[int]:
     """The steps that the weights of a run folder made by `t2t average` are the mean of; [] for one that was trained."""
     return _read_record(run).get("averaged", [])
@@ -246,6 +266,30 @@ def derive(run: Run, folder: Path, steps: list[int]) -> Iterator[Run]:
             storage.write(new.vocabulary / file.name, file.read_bytes())
         yield new
         write_json(new.record, {**_read_record(run), "averaged": steps})  # last: with it a folder is one of a run
+
+
+@contextlib.contextmanager
+def imported(folder: Path, experiment: Experiment, vocabulary: Vocabularies, where: Path, device: str) -> Iterator[Run]:
+    """A new run folder for weights that come from `where`: what is written inside appears whole, at the end.
+
+    Raises:
+        UserError: there is something in its place already, or it cannot be written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder with --run")
+    with storage.replaced(folder) as place:
+        new = Run(place)
+        for name, content in vocabulary.files().items():
+            storage.write(new.vocabulary / name, content)
+        yield new
+        record = {
+            "experiment": experiments.to_json(experiment),
+            "vocabulary": vocabulary.fingerprint,
+            "data": {"fingerprint": ""},
+            "parts": [_part(device, 0)],
+            "imported": str(where),
+        }
+        write_json(new.record, record)  # last: with it a folder is one of a run
 
 
 def commit() -> str:

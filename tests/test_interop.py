@@ -1,6 +1,5 @@
 """Weights elsewhere give what they give here."""
 
-import dataclasses
 import sys
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import toys
 
 from t2t import decode
 from t2t.batch import EOS
+from t2t.data.linearisation import Alphabet, Linearisation, TreeVocabulary
 from t2t.data.vocabulary import Vocabularies, Vocabulary
 from t2t.decode import DecodingConfig
 from t2t.errors import UserError
@@ -24,13 +24,20 @@ def vocabulary():
     return Vocabularies(pieces, pieces)
 
 
-@pytest.fixture(scope="module", params=["sinusoid", "learned"])
+KINDS = {
+    "the paper's": {},
+    "learned positions, biases": dict(positions="learned", bias=True, activation="swish", norm_epsilon=1e-5),
+    "two vocabularies": dict(target_vocab_size=24, activation="gelu", output_bias=True),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def exported(request, vocabulary, tmp_path_factory):
     """(model, weights, CTranslate2's translator) of a random Transformer."""
     engine = pytest.importorskip("ctranslate2")
-    config = toys.config(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8, positions=request.param)
+    config = toys.config(**{**dict(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8), **request.param})
     params = toys.params(config, scale=1.0)
-    folder = tmp_path_factory.mktemp("exported") / request.param
+    folder = tmp_path_factory.mktemp("exported") / "folder"
     ours.write(config, params, vocabulary, folder)
     return config.build(), params, engine.Translator(str(folder), inter_threads=1, intra_threads=1)
 
@@ -65,9 +72,8 @@ def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"norm": "pre"}, "CTranslate2 is given the paper's Transformer only, not norm pre, positions sinusoid"),
+        ({"norm": "pre"}, "CTranslate2 has --model.norm post only, not pre"),
         ({"d_v": 4}, "CTranslate2 has d_k = d_v = d_model / heads only, not d_k 8, d_v 4, 2 heads, d_model 16"),
-        ({"target_vocab_size": 9}, "CTranslate2 takes runs with a shared vocabulary, not parsers"),
     ],
 )
 def test_what_ctranslate2_cannot_express_is_refused(change, said, vocabulary, tmp_path):
@@ -75,6 +81,9 @@ def test_what_ctranslate2_cannot_express_is_refused(change, said, vocabulary, tm
     config = dataclasses.replace(toys.config(vocab_size=24, d_model=16, num_heads=2, d_k=8, d_v=8), **change)
     with pytest.raises(UserError, match=said):
         ours.write(config, {}, vocabulary, tmp_path / "folder")
+    trees = TreeVocabulary(Alphabet(9, ("(S", ")S", "NN"), Linearisation(), {}))
+    with pytest.raises(UserError, match="CTranslate2 takes runs that translate, not parsers"):
+        ours.write(config, {}, Vocabularies(vocabulary.source, trees), tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,10 +12,12 @@ import sentencepiece
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.data.linearisation import TreeVocabulary
+from t2t.data.listed import ListedVocabulary
 from t2t.data.task import Pair
 from t2t.errors import UserError
 
 SHARED, SOURCE, TARGET = "shared.model", "source.model", "target.json"
+LISTED = ("source.pieces.json", "target.pieces.json")
 
 
 class Vocabulary:
@@ -44,12 +46,7 @@ class Vocabulary:
         Raises:
             UserError: it cannot be read, or is no model that t2t can use.
         """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            raise UserError(f"no vocabulary file {path}") from None
-        except OSError as error:
-            raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
+        return cls(_read(path), str(path))
 
     @classmethod
     def train(cls, words: Mapping[str, int], size: int) -> "Vocabulary":
@@ -92,6 +89,11 @@ class Vocabulary:
         return self._pieces.get_piece_size()
 
     @property
+    def sentencepiece(self) -> bytes:
+        """The sentencepiece model that cuts text into pieces."""
+        return self.model
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the model."""
         return hashlib.sha256(self.model).hexdigest()
@@ -117,15 +119,20 @@ def count_words(texts: Iterable[str], words: Counter[str]) -> Counter[str]:
 
 
 class Vocabularies(NamedTuple):
-    """What sources and targets are made of: one vocabulary for both, or words for sources and trees for targets."""
+    """What sources and targets are made of: one vocabulary for both, words for sources and trees for targets, or lists.
 
-    source: Vocabulary
-    target: Vocabulary | TreeVocabulary
+    Two lists may number the same pieces and differ in what cuts text into them.
+    """
+
+    source: Vocabulary | ListedVocabulary
+    target: Vocabulary | ListedVocabulary | TreeVocabulary
 
     def files(self) -> dict[str, bytes]:
         """What to keep of them, by file name."""
         if self.shared:
             return {SHARED: self.source.model}
+        if isinstance(self.source, ListedVocabulary):
+            return dict(zip(LISTED, (self.source.model, self.target.model), strict=True))
         return {SOURCE: self.source.model, TARGET: self.target.model}
 
     @classmethod
@@ -135,16 +142,13 @@ class Vocabularies(NamedTuple):
         Raises:
             UserError: files are missing or damaged.
         """
+        if any((folder / name).exists() for name in LISTED):
+            return cls(*(ListedVocabulary.loads(_read(folder / name), str(folder / name)) for name in LISTED))
         if not any((folder / name).exists() for name in (SOURCE, TARGET)):
             shared = Vocabulary.load(folder / SHARED)
             return cls(shared, shared)
         path = folder / TARGET
-        try:
-            return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(path.read_bytes(), str(path)))
-        except FileNotFoundError:
-            raise UserError(f"no vocabulary file {path}") from None
-        except OSError as error:
-            raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
+        return cls(Vocabulary.load(folder / SOURCE), TreeVocabulary.loads(_read(path), str(path)))
 
     @property
     def shared(self) -> bool:
@@ -162,6 +166,15 @@ class Vocabularies(NamedTuple):
         """The ids of sources and of targets, EOS at the end of each; without sources, none for any of them."""
         sources = self.source.encode([pair.source for pair in pairs]) if has_sources else [[] for _ in pairs]
         return sources, self.target.encode([pair.target for pair in pairs])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no vocabulary file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the vocabulary file {path}: {error.strerror}") from None
 
 
 def _wrong_size(size: int, complaint: str) -> UserError:

@@ -1,9 +1,11 @@
 """A run's weights as a folder that `ctranslate2.Translator` loads: the engine many deploy translation models with.
 
-An optional part: `pip install 't2t[ctranslate2]'`.
+And its beam search in place of ours. An optional part: `pip install 't2t[ctranslate2]'`.
 """
 
 import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -12,9 +14,11 @@ import numpy as np
 
 from t2t.batch import EOS, PAD, UNK
 from t2t.data.vocabulary import Vocabularies
+from t2t.decode import DecodingConfig, Hypothesis
 from t2t.errors import UserError
+from t2t.interop import expressible
 from t2t.models import Architecture
-from t2t.models.transformer import LAYER_NORM_EPSILON, TransformerConfig, sinusoids
+from t2t.models.transformer import TransformerConfig, sinusoids
 
 LONGEST = 2048  # rows of the table of sinusoids: tokens that a sentence may have there
 
@@ -29,19 +33,22 @@ def write(
     Raises:
         UserError: ctranslate2 is not installed, cannot express the model, or `folder` is there already.
     """
-    specs = _specs()
-    config = _expressible(model)
+    specs = _module("specs")
+    config = expressible.check(model, vocabulary, "CTranslate2", {"positions": ("learned",)})
     if folder.exists():
         raise UserError(f"{folder} is there already")
-    spec = specs.TransformerSpec.from_config((config.num_layers,) * 2, config.num_heads, pre_norm=False)
+    activation = getattr(specs.Activation, config.activation.upper())
+    spec = specs.TransformerSpec.from_config(
+        (config.num_layers,) * 2, config.num_heads, pre_norm=False, activation=activation
+    )
     _fill(spec, config, params["params"])
-    tokens = vocabulary.source.pieces([*range(config.vocab_size)])
-    spec.register_source_vocabulary(tokens)
-    spec.register_target_vocabulary(tokens)
-    spec.config.unk_token, spec.config.eos_token = tokens[UNK], tokens[EOS]
-    spec.config.bos_token = spec.config.decoder_start_token = tokens[PAD]
+    sources, targets = _pieces(vocabulary)
+    spec.register_source_vocabulary(sources)
+    spec.register_target_vocabulary(targets)
+    spec.config.unk_token, spec.config.eos_token = targets[UNK], targets[EOS]
+    spec.config.bos_token = spec.config.decoder_start_token = targets[PAD]
     spec.config.add_source_eos = True
-    spec.config.layer_norm_epsilon = LAYER_NORM_EPSILON
+    spec.config.layer_norm_epsilon = config.norm_epsilon
     spec.validate()
     spec.optimize(quantization=quantization)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -50,37 +57,34 @@ def write(
     unfinished.rename(folder)
 
 
-def _specs() -> ModuleType:
+def _module(name: str) -> ModuleType:
     try:
-        return importlib.import_module("ctranslate2.specs")
+        return importlib.import_module(f"ctranslate2.{name}" if name else "ctranslate2")
     except ImportError:
-        raise UserError("CTranslate2's folders are written with ctranslate2: pip install 't2t[ctranslate2]'") from None
+        raise UserError("CTranslate2's folders are for ctranslate2: pip install 't2t[ctranslate2]'") from None
 
 
-def _expressible(model: Architecture) -> TransformerConfig:
-    if type(model) is not TransformerConfig:  # one that derives from it is another architecture
-        raise UserError(f"CTranslate2 has Transformers of encoder and decoder only, no {type(model).__name__}")
-    if model.norm == "pre" or model.positions == "rope" or model.attention_span:
-        found = f"norm {model.norm}, positions {model.positions}, attention_span {model.attention_span}"
-        raise UserError(f"CTranslate2 is given the paper's Transformer only, not {found}")
-    if model.target_vocab_size:
-        raise UserError("CTranslate2 takes runs with a shared vocabulary, not parsers")
-    if not model.d_k == model.d_v == model.d_model / model.num_heads:
-        sizes = f"d_k {model.d_k}, d_v {model.d_v}, {model.num_heads} heads, d_model {model.d_model}"
-        raise UserError(f"CTranslate2 has d_k = d_v = d_model / heads only, not {sizes}")
-    return model
+def _pieces(vocabulary: Vocabularies) -> tuple[list[str], list[str]]:
+    """All pieces of sources and of targets, in the order of their ids."""
+    source, target = vocabulary
+    return source.pieces([*range(len(source))]), target.pieces([*range(len(target))])
 
 
 def _fill(spec: Any, config: TransformerConfig, params: Any) -> None:
     """Sets every weight; CTranslate2 has those of linear maps as [out in], queries, keys and values joined."""
     params = _numpy(params)
-    table = params["embedding"]["table"]
-    without_padding = np.where(np.arange(len(table))[:, None] == PAD, 0, table)  # as input PAD is the zero vector
-    positions = params["embedding"].get("positions", sinusoids(LONGEST, config.d_model))
-    for side, embeddings in ((spec.encoder, spec.encoder.embeddings[0]), (spec.decoder, spec.decoder.embeddings)):
-        embeddings.weight = without_padding
-        side.position_encodings.encodings = positions
-    spec.decoder.projection.weight = table
+    source = params["embedding"]
+    target = params.get("target_embedding", source)
+    for side, embeddings, ours in (
+        (spec.encoder, spec.encoder.embeddings[0], source),
+        (spec.decoder, spec.decoder.embeddings, target),
+    ):
+        padding = np.arange(len(ours["table"])) == PAD
+        embeddings.weight = np.where(padding[:, None], 0, ours["table"])  # as input PAD is the zero vector
+        side.position_encodings.encodings = ours.get("positions", sinusoids(LONGEST, config.d_model))
+    spec.decoder.projection.weight = target["table"]
+    if config.output_bias:
+        spec.decoder.projection.bias = target["output_bias"]
     for i in range(config.num_layers):
         layer = _layer(params["encoder"], i)
         _attention(spec.encoder.layer[i].self_attention, layer["self_attention"], layer["residual_1"], [3])
@@ -106,10 +110,15 @@ def _layer(stacked: Any, i: int) -> Any:
 def _attention(spec: Any, weights: Any, norm: Any, joined: list[int]) -> None:
     """`joined`: how many of queries, keys and values each of CTranslate2's linear maps has."""
     width = len(weights["query"]["weight"])
-    maps = [weights[name]["weight"].reshape(width, -1).T for name in ("query", "key", "value")]
+    maps = [weights[name] for name in ("query", "key", "value")]
     for linear, begin, size in zip(spec.linear, np.cumsum([0, *joined]), joined, strict=False):
-        linear.weight = np.concatenate(maps[begin : begin + size])
+        parts = maps[begin : begin + size]
+        linear.weight = np.concatenate([each["weight"].reshape(width, -1).T for each in parts])
+        if "bias" in parts[0]:
+            linear.bias = np.concatenate([each["bias"].reshape(-1) for each in parts])
     spec.linear[-1].weight = weights["output"]["weight"].reshape(-1, width).T.copy()
+    if "bias" in weights["output"]:
+        spec.linear[-1].bias = weights["output"]["bias"]
     _norm(spec.layer_norm, norm)
 
 
@@ -121,3 +130,77 @@ def _feed_forward(spec: Any, weights: Any, norm: Any) -> None:
 
 def _norm(spec: Any, norm: Any) -> None:
     spec.gamma, spec.beta = norm["scale"], norm["bias"]
+
+
+# ------------------------------------------------------------------------------ Decoding there
+
+
+class Engine:
+    """`t2t.lines.Engine`: CTranslate2's beam search on this machine's CPU, its outputs ranked by our length penalty.
+
+    It has other rules for when a search ends, and divides by another power of the length while it searches.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabularies, decoding: DecodingConfig) -> None:
+        """Loads what `write` wrote.
+
+        Raises:
+            UserError: ctranslate2 is not installed, or `folder` is none of a model of this vocabulary.
+        """
+        engine = _module("")
+        self._sources, self._targets = _pieces(vocabulary)
+        for side, pieces in (("source", self._sources), ("target", self._targets)):
+            if _listed(folder, side) != pieces:
+                raise UserError(f"{folder} is of another vocabulary than the run: `t2t export` the run itself")
+        try:
+            self._translator = engine.Translator(str(folder), device="cpu")
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"CTranslate2 cannot load {folder}: {error}") from None
+        self._ids, self._decoding = {piece: i for i, piece in enumerate(self._targets)}, decoding
+
+    def __call__(self, sources: list[list[int]]) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """(index, hypotheses, best first) of token lists with EOS at the end of each, those of one length together.
+
+        A batch has one limit there, and ours goes by the length of the source.
+        """
+        lengths = np.array([len(source) for source in sources])
+        for length in np.unique(lengths):
+            chosen = np.flatnonzero(lengths == length)
+            found = self._search([sources[i] for i in chosen], int(length) + self._decoding.extra_length)
+            for i, result in zip(chosen, found, strict=True):
+                yield int(i), self._hypotheses(result)
+
+    def _search(self, sources: list[list[int]], most: int) -> list[Any]:
+        how = self._decoding
+        return self._translator.translate_batch(
+            [[self._sources[i] for i in source[:-1]] for source in sources],  # CTranslate2 adds EOS
+            max_batch_size=how.rows,
+            beam_size=how.beam,
+            num_hypotheses=how.beam,
+            length_penalty=how.alpha,
+            max_decoding_length=most,
+            max_input_length=0,
+            suppress_sequences=[[self._targets[PAD]]],
+            return_scores=True,
+            return_end_token=True,
+        )
+
+    def _hypotheses(self, result: Any) -> list[Hypothesis]:
+        alpha, found = self._decoding.alpha, []
+        for tokens, score in zip(result.hypotheses, result.scores, strict=True):
+            ids = [self._ids[token] for token in tokens]  # EOS at the end, unless the limit came first
+            log_probability = score * len(ids) ** alpha
+            score = log_probability / ((5 + len(ids)) / 6) ** alpha
+            found.append(Hypothesis(ids[:-1] if ids[-1:] == [EOS] else ids, score))
+        return sorted(found, key=lambda hypothesis: -hypothesis.score)
+
+
+def _listed(folder: Path, side: str) -> list[str]:
+    """The pieces that a folder of CTranslate2's lists for "source" or "target"."""
+    for name in (f"{side}_vocabulary.json", "shared_vocabulary.json"):
+        if (folder / name).is_file():
+            try:
+                return json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read {folder / name}: {error}") from None
+    raise UserError(f"{folder} is no folder of CTranslate2's: t2t export RUN --to ctranslate2 {folder}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
-from t2t.knobs import Count, Probability, Range, Whole
+from t2t.knobs import Count, Positive, Probability, Range, Whole
 from t2t.models.attention import Mask, attend
 from t2t.models.dropout import Dropout
 from t2t.sharding import constrain, named, unboxed
@@ -50,6 +50,10 @@ class TransformerConfig:
     attention: Literal["dense", "blocked", "fused"] = "dense"  # how equation (1) is computed; fused needs a GPU or TPU
     attention_span: Whole = 0  # r: places that a position sees in restricted self-attention (Table 1); 0, paper: all
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and products; weights, sums, norms are float32
+    activation: Literal["relu", "swish", "gelu"] = "relu"  # of the feed-forward layer; paper: relu, max(0, x)
+    bias: bool = False  # b added by the four projections of attention; paper: none
+    output_bias: bool = False  # b added to the logits; paper: none
+    norm_epsilon: Positive = 1e-6  # ε added to the variance by layer normalisation
     unroll: Count = 1  # layers: copies of a layer in the compiled loop over layers; more runs faster, compiles slower
 
     def __post_init__(self) -> None:
@@ -103,9 +107,9 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         # Two vocabularies, two matrices: then the second is that of targets and of the projection before the softmax.
-        self.embedding = Embedding(self.config, self.config.vocab_size)
-        own = self.config.target_vocab_size
-        self.target_embedding = Embedding(self.config, own) if own else self.embedding
+        c, own = self.config, self.config.target_vocab_size
+        self.embedding = Embedding(c, c.vocab_size, bias=c.output_bias and not own)
+        self.target_embedding = Embedding(c, own, bias=c.output_bias) if own else self.embedding
         self.encoder = EncoderLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
         self.decoder = DecoderLayer(self.config)
         if self.config.norm == "pre":  # each layer's last sum leaves it without one
@@ -305,7 +309,7 @@ class Norm(nn.Module):
 
     def normed(self, x: jax.Array) -> jax.Array:
         """X [B T D] -> [B T D]."""
-        return constrain(layer_norm(x, self.scale, self.bias).astype(self.config.dtype), "BTD")
+        return constrain(layer_norm(x, self.scale, self.bias, self.config.norm_epsilon).astype(self.config.dtype), "BTD")
 
 
 class Residual(Norm):
@@ -326,10 +330,7 @@ class Residual(Norm):
         return constrain(x, "BTD") if self.config.norm == "pre" else self.normed(x)
 
 
-LAYER_NORM_EPSILON = 1e-6
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = LAYER_NORM_EPSILON) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """Ba et al. 2016 over the last axis, in float32. x [... D], scale and bias [D] -> [... D]."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
@@ -341,17 +342,18 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
 
 
 class MultiHeadAttention(nn.Module):
-    """3.2.2: h heads attend in parallel, each through projections of its own; none has a bias."""
+    """3.2.2: h heads attend in parallel, each through projections of its own; in the paper none has a bias."""
 
     config: TransformerConfig
 
     def setup(self) -> None:
         c = self.config
         sizes = dict(D=c.d_model, H=c.num_heads, k=c.d_k, v=c.d_v)
-        self.query = Linear("BTD,DHk->BTHk", sizes, c.dtype)
-        self.key = Linear("BSD,DHk->BSHk", sizes, c.dtype)
-        self.value = Linear("BSD,DHv->BSHv", sizes, c.dtype)
-        self.output = Linear("BTHv,HvD->BTD", sizes, c.dtype)
+        keys, values, output = ("Hk", "Hv", "D") if c.bias else ("", "", "")
+        self.query = Linear("BTD,DHk->BTHk", sizes, c.dtype, keys)
+        self.key = Linear("BSD,DHk->BSHk", sizes, c.dtype, keys)
+        self.value = Linear("BSD,DHv->BSHv", sizes, c.dtype, values)
+        self.output = Linear("BTHv,HvD->BTD", sizes, c.dtype, output)
         self.dropout = Dropout(c.p_attention)
 
     def keys_and_values(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -457,8 +459,12 @@ class Linear(nn.Module):
 # ------------------------------------------------------------------------------ 3.3 Feed-forward networks
 
 
+# Swish: Ramachandran et al. 2017; GELU: Hendrycks and Gimpel 2016, by the error function.
+ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.swish, "gelu": functools.partial(jax.nn.gelu, approximate=False)}
+
+
 class FeedForward(nn.Module):
-    """Equation (2): max(0, x W1 + b1) W2 + b2, the same at every position."""
+    """Equation (2): max(0, x W1 + b1) W2 + b2, the same at every position; other activations in place of the max."""
 
     config: TransformerConfig
 
@@ -466,7 +472,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """X [B T D] -> [B T D]."""
         sizes = dict(D=self.config.d_model, F=self.config.d_ff)
-        inner = jax.nn.relu(Linear("BTD,DF->BTF", sizes, self.config.dtype, bias="F", name="inner")(x))
+        inner = Linear("BTD,DF->BTF", sizes, self.config.dtype, bias="F", name="inner")(x)
+        inner = ACTIVATIONS[self.config.activation](inner)
         return Linear("BTF,FD->BTD", sizes, self.config.dtype, bias="D", name="outer")(inner)
 
 
@@ -478,11 +485,14 @@ class Embedding(nn.Module):
 
     config: Any  # an architecture's: d_model, p_drop, dtype, and `positions`; max_length where these are learned
     vocab_size: int
+    bias: bool = False
 
     def setup(self) -> None:
         c = self.config
         init = named(nn.initializers.normal(c.d_model**-0.5), "VD")
         self.table = self.param("table", init, (self.vocab_size, c.d_model))
+        if self.bias:
+            self.output_bias = self.param("output_bias", named(nn.initializers.zeros, "V"), (self.vocab_size,))
         if c.positions == "learned":
             init = named(nn.initializers.normal(c.d_model**-0.5), "TD")
             self.positions = self.param("positions", init, (c.max_length, c.d_model))
@@ -507,8 +517,9 @@ class Embedding(nn.Module):
         return self.positions
 
     def logits(self, y: jax.Array) -> jax.Array:
-        """Y [B T D] -> float32 logits [B T V]: y times the matrix, no bias, no scale."""
-        return constrain(linear("BTD,VD->BTV", "float32", y, self.table), "BTV")
+        """Y [B T D] -> float32 logits [B T V]: y times the matrix, no scale, and in the paper no bias."""
+        logits: Any = linear("BTD,VD->BTV", "float32", y, self.table)
+        return constrain(logits + self.output_bias if self.bias else logits, "BTV")
 
 
 def shift_right(target: Sequences) -> jax.Array:
