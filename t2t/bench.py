@@ -22,6 +22,7 @@ from t2t.data.prepare import Sizes, prepare
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
 from t2t.experiment import Experiment, override
+from t2t.run import begun_from
 from t2t.sharding import make_mesh, on, place, unboxed
 from t2t.train import (
     Compiled,
@@ -208,7 +209,8 @@ def training_batches(experiment: Experiment, mesh: jax.sharding.Mesh, say: Say) 
         UserError: see `prepare`.
     """
     sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
-    prepared = prepare(experiment.task, sizes, say)
+    found = begun_from(experiment)
+    prepared = prepare(experiment.task, sizes, say, found and found[2])
     return TrainingBatches(prepared, experiment.batching, experiment.seed, share(experiment, mesh))
 
 

@@ -148,7 +148,9 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
     with contextlib.ExitStack() as stack:
         with distributed.together():
             sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
-            prepared = prepare(experiment.task, sizes, say)
+            if begun := run.begun_from(experiment):
+                checkpoint.check_fits(begun[1], experiment)
+            prepared = prepare(experiment.task, sizes, say, begun and begun[2])
             batches = TrainingBatches(prepared, experiment.batching, experiment.seed, share(experiment, mesh))
             dev = _splits_to_come(experiment, batches, prepared)
             where = stack.enter_context(_opened(experiment, folder, prepared, config, say))
@@ -352,7 +354,11 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
     """The state to go on from and the position that belongs to it, born in their layout over the mesh."""
     step = checkpoints.latest_step()
     if step is None:
-        return new_state(experiment, mesh), {"data": {"next_index": 0}, "sums": {}}
+        state, position = new_state(experiment, mesh), {"data": {"next_index": 0}, "sums": {}}
+        if found := run.begun_from(experiment):
+            params, _ = checkpoint.load_params(found[0].checkpoints, found[1], mesh=mesh)
+            state = TrainState(state.step, params, state.optimizer)
+        return state, position
     abstract = abstract_state(experiment)
     layout = shardings(mesh, abstract)
     shapes = jax.tree.map(

@@ -72,14 +72,16 @@ class Sizes(NamedTuple):
     target: int = 0  # 0: both sides share one
 
 
-def prepare(task: Task, sizes: Sizes, say: Say) -> Prepared:
+def prepare(task: Task, sizes: Sizes, say: Say, vocabulary: Vocabularies | None = None) -> Prepared:
     """The task's vocabularies and tokenised training pairs, made now unless they were before.
+
+    With a `vocabulary`, which weights that are trained further bring along, none is made.
 
     Raises:
         UserError: data or vocabulary are missing or broken, the sizes are no sizes for the task, or the cache folder
             cannot be written.
     """
-    given = _given(task, sizes)
+    given = vocabulary or _given(task, sizes)
     inputs = task.inputs("train")
     cleaning = dataclasses.astuple(task.cleaning)
     key = [FORMAT, fingerprint(inputs), cleaning, given.fingerprint if given else sizes.source]
@@ -141,7 +143,7 @@ def _alone(folder: Path, say: Say) -> Iterator[None]:
 
 
 def _build(
-    folder: Path, task: Task, given: Vocabulary | None, sizes: Sizes, say: Say
+    folder: Path, task: Task, given: Vocabularies | Vocabulary | None, sizes: Sizes, say: Say
 ) -> tuple[Vocabularies, dict[str, Any]]:
     """Writes the prepared folder beside its place, or goes on with what lies there, and renames it."""
     if folder.is_dir():
@@ -166,8 +168,10 @@ def _build(
     return vocabulary, report
 
 
-def _vocabularies(task: Task, given: Vocabulary | None, sizes: Sizes, say: Say) -> Vocabularies:
+def _vocabularies(task: Task, given: Vocabularies | Vocabulary | None, sizes: Sizes, say: Say) -> Vocabularies:
     """Made from the training pairs that are text."""
+    if isinstance(given, Vocabularies):
+        return given
     words: Counter[str] = Counter()
     trees = Counted(Counter(), {})
     if given and not task.linearisation:
