@@ -64,7 +64,11 @@ def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
     pad = vocabulary.source.pieces([0])
     for i, source in enumerate(sources):
         (theirs,) = engine.translate_batch(
-            pieces(vocabulary, [source]), beam_size=1, max_decoding_length=len(source) + 3, suppress_sequences=[pad]
+            pieces(vocabulary, [source]),
+            beam_size=1,
+            min_decoding_length=0,
+            max_decoding_length=len(source) + 3,
+            suppress_sequences=[pad],
         )
         assert theirs.hypotheses[0] == vocabulary.source.pieces(found[i][0].tokens)
 

@@ -179,6 +179,7 @@ class Engine:
             num_hypotheses=how.beam,
             length_penalty=how.alpha,
             max_decoding_length=most,
+            min_decoding_length=0,  # an output may be empty
             max_input_length=0,
             suppress_sequences=[[self._targets[PAD]]],
             return_scores=True,
