@@ -73,6 +73,18 @@ def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
         assert theirs.hypotheses[0] == vocabulary.source.pieces(found[i][0].tokens)
 
 
+def test_quantised_weights_load_and_are_smaller(vocabulary, tmp_path):
+    engine = pytest.importorskip("ctranslate2")
+    config = toys.config(vocab_size=24, d_model=64, d_ff=512, num_heads=2, d_k=32, d_v=32)
+    params, sizes = toys.params(config), {}
+    for quantization in ("float32", "float16", "int8"):
+        ours.write(config, params, vocabulary, tmp_path / quantization, quantization)
+        kept = engine.Translator(str(tmp_path / quantization), compute_type="default").compute_type
+        assert kept.startswith("int8") == (quantization == "int8")
+        sizes[quantization] = sum(path.stat().st_size for path in (tmp_path / quantization).iterdir())
+    assert max(sizes["float16"], sizes["int8"]) < 0.9 * sizes["float32"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

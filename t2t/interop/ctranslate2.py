@@ -98,7 +98,7 @@ def _fill(spec: Any, config: TransformerConfig, params: Any) -> None:
 def _numpy(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {name: _numpy(part) for name, part in tree.items()}
-    return np.asarray(tree, np.float32)
+    return np.array(tree, np.float32)  # a copy: quantising writes into it
 
 
 def _layer(stacked: Any, i: int) -> Any:
