@@ -51,9 +51,7 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     table: Whole = 0  # the paper's table that it belongs to; 0: none
     paper: Reported = Reported()  # what the paper prints for it
-    init_from: str = (
-        ""  # a run folder whose last weights training begins with, and whose vocabulary it has; none: random
-    )
+    init_from: str = ""  # a run folder whose weights and vocabulary training begins with; none: random weights
     train_steps: Count = 100_000  # updates of the weights; paper: 100,000, big 300,000
     label_smoothing: Probability = 0.1  # ε_ls: probability taken from the truth, for all other pieces; paper: 0.1
     seed: Annotated[int, Range(low=0, high=2**31)] = 0  # of weights, order of the data and dropout
