@@ -12,7 +12,17 @@ from t2t.models.transformer import TransformerConfig
 
 # The knobs that other engines follow, or that change nothing of what a trained model computes.
 FOLLOWED = {"vocab_size", "target_vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "activation"}
-FOLLOWED |= {"bias", "output_bias", "norm_epsilon", "p_drop", "p_attention", "max_length", "dtype", "unroll", "attention"}
+FOLLOWED |= {
+    "bias",
+    "output_bias",
+    "norm_epsilon",
+    "p_drop",
+    "p_attention",
+    "max_length",
+    "dtype",
+    "unroll",
+    "attention",
+}
 
 
 def check(

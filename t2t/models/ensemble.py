@@ -52,7 +52,7 @@ class Ensemble:
 
     @property
     def cache_axes(self) -> Mapping[str, str]:
-        """Those of each member, its number before their names."""
+        """Those of each member, its number before their names; but all have one order of places for tokens."""
         return {_key(i, name): axes for i, each in enumerate(self.members) for name, axes in each.cache_axes.items()}
 
     def apply(self, params: tuple[Any, ...], *given: Any, method: str = "log_probs") -> Any:
@@ -68,12 +68,12 @@ class Ensemble:
         return tuple(each.apply(p, source, method="encode") for each, p in zip(self.members, params, strict=True))
 
     def start(
-        self, params: tuple[Any, ...], source: Sequences, memory: tuple[Any, ...], beams: int, max_length: int
+        self, params: tuple[Any, ...], source: Sequences, memory: tuple[Any, ...], beams: int, room: int
     ) -> Cache:
         """The caches of all members."""
         cache: Cache = {}
         for i, (each, p, its_memory) in enumerate(zip(self.members, params, memory, strict=True)):
-            its_own = each.apply(p, source, its_memory, beams, max_length, method="start")
+            its_own = each.apply(p, source, its_memory, beams, room, method="start")
             cache |= {_key(i, name): part for name, part in its_own.items()}
         return cache
 
@@ -89,7 +89,7 @@ class Ensemble:
 
 
 def _key(member: int, name: str) -> str:
-    return f"{member}/{name}"
+    return name if name in ("index", "seen") else f"{member}/{name}"
 
 
 def _mean(logits: list[jax.Array]) -> jax.Array:

@@ -309,7 +309,9 @@ class Norm(nn.Module):
 
     def normed(self, x: jax.Array) -> jax.Array:
         """X [B T D] -> [B T D]."""
-        return constrain(layer_norm(x, self.scale, self.bias, self.config.norm_epsilon).astype(self.config.dtype), "BTD")
+        return constrain(
+            layer_norm(x, self.scale, self.bias, self.config.norm_epsilon).astype(self.config.dtype), "BTD"
+        )
 
 
 class Residual(Norm):
