@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2t import storage
-from t2t.arguments import IDENTITY, OF_A_RUN, Option, Verb, build_parser, parse
+from t2t.arguments import IDENTITY, Option, Verb, build_parser, of_a_run, parse
 from t2t.errors import UserError, unknown
 
 
@@ -71,8 +71,9 @@ def _opened(args: Args) -> tuple[Any, Any, Any]:
     from t2t import experiment, run
     from t2t.sharding import MeshConfig
 
-    if trained := [path for path in args.overrides if not path.startswith(OF_A_RUN)]:
-        raise UserError(f"--{trained[0]} cannot change in a trained run; --decoding.*, --task.* and --mesh.* can")
+    if trained := [path for path in args.overrides if not of_a_run(path)]:
+        can = "--decoding.*, --task.*, --mesh.* and --model.attention can"
+        raise UserError(f"--{trained[0]} cannot change in a trained run; {can}")
     found, kept, vocabulary = run.load(storage.folder(args.run))
     kept = dataclasses.replace(kept, mesh=MeshConfig(data=1))  # whatever it was trained on
     short = {"beam": "decoding.beam", "alpha": "decoding.alpha"}

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from t2t.errors import UserError, unknown
 
-OF_A_RUN = ("decoding.", "task.", "mesh.")  # knobs that can still change when a run is trained
+OF_A_RUN = ("decoding.", "task.", "mesh.")  # beginnings of knobs that can still change when a run is trained
 IDENTITY = {"name", "reports", "table", "paper", "base"}  # fields of an experiment that are no knobs
 
 
@@ -73,8 +73,13 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
     return words, overrides
 
 
+def of_a_run(knob: str) -> bool:
+    """Whether it can still change when a run is trained: how attention is computed is no part of what was learned."""
+    return knob.startswith(OF_A_RUN) or knob == "model.attention"
+
+
 def _takes(verb: Verb, knob: str) -> bool:
-    return knob.split(".")[0] not in IDENTITY and (verb.knobs == "experiment" or knob.startswith(OF_A_RUN))
+    return knob.split(".")[0] not in IDENTITY and (verb.knobs == "experiment" or of_a_run(knob))
 
 
 def _knob_help(verb: Verb, words: Sequence[str]) -> str:

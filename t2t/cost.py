@@ -60,10 +60,11 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     Raises:
         UserError: the mesh does not divide a parameter.
     """
-    mesh, state, batch = abstract_mesh(experiment.mesh), abstract_state(experiment), abstract_batch(experiment)
+    dense = _with_attention(experiment, "dense")
+    mesh, state, batch = abstract_mesh(experiment.mesh), abstract_state(dense), abstract_batch(experiment)
     check_layout(mesh, state.params)
     # What a slice of logits, or a block of attention, makes again to save memory is no work that the model asks for.
-    whole = override(_with_attention(experiment, "dense"), {"mesh.logits_per_device": batch.target.tokens.size})
+    whole = override(dense, {"mesh.logits_per_device": batch.target.tokens.size})
     step = jax.make_jaxpr(functools.partial(train_step, whole))(unboxed(state), batch)
     per_step = flops(step.jaxpr)
     total = per_step * experiment.train_steps
