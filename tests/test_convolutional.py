@@ -503,7 +503,7 @@ def test_a_mesh_that_does_not_divide_it_is_refused(toy, tmp_path):
 def test_it_learns_to_reverse(toy, tmp_path):
     """As the Transformer must."""
     experiment = reversal(
-        toy, train_steps=240, log_every=240, evaluate_every=240, checkpoint_every=60, **{"optimizer.scale": 0.6}
+        toy, train_steps=300, log_every=100, evaluate_every=300, checkpoint_every=50, **{"optimizer.scale": 0.6}
     )
     where, _ = trained(experiment, tmp_path / "run")
     _, kept, vocabulary = run.load(where.folder)
