@@ -1,5 +1,6 @@
 """Weights elsewhere give what they give here."""
 
+import dataclasses
 import sys
 
 import jax.numpy as jnp

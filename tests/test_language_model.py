@@ -127,9 +127,12 @@ def test_a_source_is_a_beginning_of_the_target_that_is_given():
         np.testing.assert_allclose(rest, whole[cut:], atol=1e-5)
 
 
-def test_two_vocabularies_are_refused_and_learned_positions_are_halved():
+def test_what_it_cannot_be_is_refused_and_learned_positions_are_halved():
     with pytest.raises(UserError, match="target_vocab_size must be 0 in a language model, not 5"):
         config(target_vocab_size=5)
+    for changes in (dict(attention="fused"), dict(attention_span=4)):
+        with pytest.raises(UserError, match="a language model has --model"):
+            config(**changes)
     assert config(positions="learned", max_length=9).longest == 4 and CONFIG.longest is None
 
 
@@ -141,9 +144,12 @@ def started(model, params, source, beams, room):
     return model.apply(params, source, memory, beams, room, method="start")
 
 
-@pytest.mark.parametrize("positions", ["sinusoid", "learned"])
-def test_step_by_step_equals_teacher_forcing(positions):
-    ours = config(positions=positions, max_length=16)
+@pytest.mark.parametrize(
+    ("positions", "norm", "attention"),
+    [("sinusoid", "post", "dense"), ("learned", "post", "dense"), ("rope", "pre", "blocked")],
+)
+def test_step_by_step_equals_teacher_forcing(positions, norm, attention):
+    ours = config(positions=positions, norm=norm, attention=attention, max_length=16)
     model, params, (source, target) = ours.build(), toys.params(ours), apart()
     whole, cache = jax.jit(lambda: (model.apply(params, source, target), started(model, params, source, 2, 6)))()
     step, before = jax.jit(functools.partial(model.apply, method="step")), jnp.zeros((3, 2), jnp.int32)

@@ -37,10 +37,10 @@ class LanguageModelConfig(TransformerConfig):
         if self.target_vocab_size:
             given = f"not {self.target_vocab_size}"
             raise UserError(f"--model.target_vocab_size must be 0 in a language model, {given}: it has one vocabulary")
-        if self.attention == "fused" or self.attention_span:
+        if self.attention_span or self.attention == "fused":  # in packed rows a target stands apart from its source
+            given = f"not {self.attention} and {self.attention_span}"
             raise UserError(
-                "a language model's row may have padding between source and target: it takes --model.attention dense "
-                f"or blocked and --model.attention_span 0, not {self.attention} and {self.attention_span}"
+                f"a language model has --model.attention dense or blocked and --model.attention_span 0, {given}"
             )
 
     @property
