@@ -40,13 +40,9 @@ class TransformerConfig:
     d_v: Count = 64  # d_v: width of a head's values; paper: 64
     p_drop: Probability = 0.1  # P_drop: residual dropout, and dropout on embedding + position; paper: 0.1, big 0.3
     p_attention: Probability = 0.0  # P of dropout on attention weights; paper: named for parsing only (section 6.3)
-    positions: Literal["sinusoid", "learned", "rope"] = (
-        "sinusoid"  # PE, section 3.5; paper: sinusoid, learned in row (E)
-    )
+    positions: Literal["sinusoid", "learned", "rope"] = "sinusoid"  # PE (3.5); paper: sinusoid, learned in row (E)
     max_length: Count = 1024  # tokens: rows of the table of learned positions
-    norm: Literal["post", "pre"] = (
-        "post"  # LayerNorm after each residual connection, or before the sub-layer; paper: post
-    )
+    norm: Literal["post", "pre"] = "post"  # LayerNorm after the residual sum, or before the sub-layer; paper: post
     attention: Literal["dense", "blocked", "fused"] = "dense"  # how equation (1) is computed; fused needs a GPU or TPU
     attention_span: Whole = 0  # r: places that a position sees in restricted self-attention (Table 1); 0, paper: all
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and products; weights, sums, norms are float32
