@@ -545,7 +545,7 @@ def report(args: Args) -> None:
     from t2t.report import page, tables
 
     folders = [storage.folder(each) for each in args.what]
-    if args.what[0] in tables.TABLES or not any(map(_is_path, folders)):
+    if args.what[0] in (*tables.TABLES, "baselines") or not any(map(_is_path, folders)):
         _table(args, say)
         return
     for option, given in {"--runs": args.runs, "--markdown": args.markdown, "--json": args.json}.items():
@@ -561,8 +561,8 @@ def _is_path(folder: Path) -> bool:
 
 
 def _table(args: Args, say: Any) -> None:
-    """A table of the paper."""
-    from t2t.report import tables
+    """A table of the paper, or of what it replaced."""
+    from t2t.report import baselines, tables
 
     if len(args.what) > 1:
         raise UserError(f"{args.what[0]} is reported alone, not with {args.what[1]}")
@@ -571,11 +571,13 @@ def _table(args: Args, say: Any) -> None:
             raise UserError(f"{option} is for the page of a run; a table goes to standard output")
     if args.markdown and args.json:
         raise UserError("--markdown and --json are two forms of one report: give one of them")
-    found = tables.rows(args.what[0], storage.folder(args.runs) if args.runs else None, say)
+    folder, replaced = storage.folder(args.runs) if args.runs else None, args.what[0] == "baselines"
+    found = baselines.rows(folder, say) if replaced else tables.rows(args.what[0], folder, say)
+    form: Any = baselines if replaced else tables
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print(tables.markdown(found) if args.markdown else tables.text(found))
+        print(form.markdown(found) if args.markdown else form.text(found))
 
 
 def _number(text: str | None, name: str) -> int | None:
@@ -962,10 +964,12 @@ VERBS = (
     ),
     Verb(
         "report",
-        "the page of a run, or of several compared; or a table of the paper with our numbers beside its own",
+        "the page of a run, or of several compared; or a table of the paper, or of what it replaced",
         report,
         (
-            Option("what", {"metavar": "WHAT", "nargs": "+", "help": "run folders; or table2, table3 or table4"}),
+            Option(
+                "what", {"metavar": "WHAT", "nargs": "+", "help": "run folders; or table2, table3, table4 or baselines"}
+            ),
             Option(
                 "--out", {"metavar": "FILE.html", "help": "where the page goes; default, for one run: RUN/report.html"}
             ),

@@ -1,35 +1,30 @@
 """The paper's Tables 2, 3 and 4 with our numbers beside its own, from what run folders say: nothing is trained here.
 
-A run stands for a row when its experiment is the registered one, but for what says where it ran, how long and where its
-data lies. Any other run of that name is listed apart, with the knobs that differ.
+Which run stands for a row is said in `reached`. Any other run of that name is listed apart, with the knobs that differ.
 """
 
 import dataclasses
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from t2t import cost, storage
+from t2t import cost
 from t2t import experiment as experiments
-from t2t import run as runs
 from t2t.data.parsing import Parsing
 from t2t.data.translation import Translation
 from t2t.data.treebank import SemiSupervised
 from t2t.errors import UserError, unknown
-from t2t.experiment import RESUMABLE, Experiment, Reported
+from t2t.experiment import Experiment, Reported
+from t2t.report import columns, reached
+from t2t.report.columns import Marks, flops, made, marks_of, millions, number, reading
 from t2t.train import abstract_state
 
 Say = Callable[[str], None]
-RUNS = Path("runs")  # where `t2t train` puts run folders
 TABLES = {"table2": (2, "test"), "table3": (3, "dev"), "table4": (4, "test")}  # number, and the split that it is about
 BLEU = ("paper", "sacrebleu")
 READINGS = {2: BLEU, 3: BLEU, 4: ("f1", "recall", "precision")}  # the scores that are shown by table; JSON has all
 KINDS = {2: "pair", 4: "training"}  # what beside its name tells a row from the others
 WORDS = (("", "experiment"), ("", "pair"), ("", "training"))  # the heads of columns that hold words, not numbers
-# Knobs that change no number but speed: those of a run's length and place, where data lies, how it is computed.
-HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "model.unroll"}
-HARMLESS |= {"task.treebank.folder", "task.treebank.gold.folder", "task.treebank.automatic"}
 
 # Table 2's other systems: into German, into French. Ensembles stand below single models, as on the page.
 SYSTEMS = {
@@ -59,23 +54,23 @@ PARSERS = {
 def rows(name: str, folder: Path | None, say: Say) -> list[dict[str, Any]]:
     """The rows of "table2", "table3" or "table4" in the paper's order, as JSON has them.
 
-    `folder` is where run folders lie, None for RUNS, which need not exist. Each row has the "paper"'s numbers, and as
-    "ours" those of the run that stands for it, or None: then "status" is "not run", or "not evaluated" on this table's
-    split. "changed" are the runs of that name that differ from what is registered. A damaged run folder is named by
-    `say` and left out. "parameters" and "train_flops" are those of the registered experiment, by `cost.cost`, the
-    latter for Table 2 alone.
+    `folder` is where run folders lie, None for `reached.RUNS`, which need not exist. Each row has the "paper"'s
+    numbers, and as "ours" those of the run that stands for it, or None: then "status" is "not run", or "not evaluated"
+    on this table's split. "changed" are the runs of that name that differ from what is registered. A damaged run folder
+    is named by `say` and left out. "parameters" and "train_flops" are those of the registered experiment, by
+    `cost.cost`, the latter for Table 2 alone.
 
     Raises:
         UserError: no such table, or no such folder.
     """
     if name not in TABLES:
-        raise unknown("report", name, TABLES)
+        raise unknown("report", name, [*TABLES, "baselines"])
     if folder and not folder.is_dir():
         raise UserError(f"no folder {folder}")
-    number, split = TABLES[name]
-    wanted = {each.name: each for each in experiments.registered().values() if each.table == number}
-    found = _runs(folder or RUNS, wanted, split, say)
-    return [*_others(number), *(_row(each, split, found[each.name], say) for each in wanted.values())]
+    table, split = TABLES[name]
+    wanted = {each.name: each for each in experiments.registered().values() if each.table == table}
+    found = reached.by_experiment(folder or reached.RUNS, wanted, split, say)
+    return [*_others(table), *(_row(each, split, found[each.name], say) for each in wanted.values())]
 
 
 def _others(table: int) -> Iterator[dict[str, Any]]:
@@ -110,11 +105,8 @@ def _other(table: int, system: str, kind: str, paper: Reported) -> dict[str, Any
 
 
 def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: Say) -> dict[str, Any]:
-    made = sorted((each for each in found if "steps" in each), key=_rank(experiment))
-    *others, ours = [None, *(each for each in made if not each["changed"])]
-    for other in filter(None, others):
-        say(f"{experiment.name}: {other['run']} is not shown, evaluated at {other['steps']:,} steps")
-    waiting = any("steps" not in each and not each["changed"] for each in found)
+    stands = reached.standing(experiment, found, say)
+    ours = stands["ours"]
     per_step = cost.cost(experiment, None)["flops_per_step"] if experiment.table == 2 else None
     return {
         "experiment": experiment.name,
@@ -127,9 +119,8 @@ def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: S
         "train_flops": per_step and per_step * experiment.train_steps,
         "train_steps": experiment.train_steps,
         "average": experiment.average,
-        "status": "run" if ours else "not evaluated" if waiting else "not run",
+        **stands,
         "ours": ours and {**ours, "train_flops": per_step and per_step * ours["steps"]},
-        "changed": [each for each in made if each["changed"]],
     }
 
 
@@ -140,124 +131,30 @@ def _kind(experiment: Experiment) -> dict[str, str | None]:
     return {"pair": f"{task.source}-{task.target}".upper() if isinstance(task, Translation) else None}
 
 
-# ------------------------------------------------------------------------------ Run folders
-
-
-def _runs(folder: Path, wanted: Mapping[str, Experiment], split: str, say: Say) -> dict[str, list[dict[str, Any]]]:
-    """What the runs in a folder reached on a split, by the name of their experiment."""
-    found = {name: [] for name in wanted}
-    there = storage.content(folder) if folder.is_dir() else []
-    for path in sorted(each for each in there if each.is_dir() and each.suffix != storage.UNFINISHED):
-        try:
-            run, tree, _ = runs.load(path)
-            if tree.name in wanted:
-                found[tree.name].append(_reached(run, wanted[tree.name], tree, split, say))
-        except UserError as error:
-            say(f"{path} is left out: {error}")
-        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:  # JSON, but not as t2t writes it
-            say(f"{path} is left out: it is damaged: {error!r}")
-    return found
-
-
-def _reached(run: runs.Run, registered: Experiment, tree: Experiment, split: str, say: Say) -> dict[str, Any]:
-    """The evaluation of a run that is nearest to what is registered; without "steps" if there is none."""
-    changed = {
-        path: pair
-        for path, pair in experiments.differences(registered, tree).items()
-        if not HARMLESS & {path, path.split(".")[0]}
-    }
-    found = [_evaluated(each, registered, changed) for each in runs.evaluations(run, split)]
-    if not found:
-        say(f"{run.folder} has no evaluation of the {split} split: t2t evaluate {run.folder} --split {split}")
-        return {"run": str(run.folder), "changed": changed}
-    speeds = [row["tokens_per_second"] for row in runs.read_metrics(run) if row["split"] == "train"]
-    part = runs.parts(run)[-1]
-    return {
-        "run": str(run.folder),
-        **max(reversed(found), key=_rank(registered)),  # reversed: of equals the newest
-        "parameters": cost.parameters(abstract_state(tree)),
-        "commit": str(part["commit"]),
-        "device": str(part["device"]),
-        "tokens_per_second": statistics.median(speeds) if speeds else None,
-    }
-
-
-def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dict[str, Any]) -> dict[str, Any]:
-    summary, decoding = evaluation.summary, dataclasses.asdict(registered.decoding)
-    decoded = {
-        f"decoding.{name}": (decoding.get(name), value)
-        for name, value in summary["decoding"].items()
-        if name != "rows" and decoding.get(name) != value  # rows: how many at a time
-    }
-    if (before := _constraint(registered)) != (now := summary.get("constraint")):
-        decoded["constraint"] = before, now
-    return {
-        "evaluation": str(evaluation.folder),
-        "perplexity": float(summary["perplexity"]),
-        "scores": {name: _score(score) for name, score in summary["scores"].items()},
-        "steps": int(summary["checkpoints"][-1]),
-        "averaged": len(summary["checkpoints"]),
-        "changed": {path: {"registered": there, "run": here} for path, (there, here) in {**changed, **decoded}.items()},
-    }
-
-
-def _constraint(registered: Experiment) -> dict[str, Any] | None:
-    """What evaluations of an experiment as it is registered say of the constraint of their outputs."""
-    task = registered.task
-    return {"max_openings": task.max_openings} if isinstance(task, Parsing) and task.constrained else None
-
-
-def _score(found: dict[str, Any]) -> dict[str, Any]:
-    numbers = {name: float(found[name]) for name in ("score", "low", "high")}
-    return {**numbers, "signature": str(found["signature"])}
-
-
-def _rank(registered: Experiment) -> Callable[[dict[str, Any]], tuple[bool, int, bool]]:
-    """The more the better: nothing changed, more steps, as many checkpoints averaged as the experiment says."""
-    return lambda each: (not each["changed"], each["steps"], each["averaged"] == registered.average)
-
-
 # ------------------------------------------------------------------------------ In words
 
 
 def text(found: list[dict[str, Any]]) -> str:
     """The rows as aligned columns; below them signatures, runs and notes."""
-    marks = _marks(found)
+    marks = marks_of(found, READINGS[found[0]["table"]])
     cells = [_cells(row, marks) for row in found]
-    lines = [*zip(*cells[0], strict=True), *(each.values() for each in cells)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<" if head in WORDS else ">" for head in cells[0]]
-    table = [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n\n".join([_title(found), "\n".join(table), *("\n".join(lines) for lines in _below(found, marks))])
+    below = ["\n".join(lines) for lines in _below(found, marks)]
+    return "\n\n".join([_title(found), columns.aligned(cells, WORDS), *below])
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
     """The rows as a table of GitHub's Markdown; below it signatures, runs and notes."""
-    marks = _marks(found)
+    marks = marks_of(found, READINGS[found[0]["table"]])
     cells = [_cells(row, marks) for row in found]
-    heads = [" ".join(head).strip() for head in cells[0]]
-    lines = [heads, ["---" if head in WORDS else "---:" for head in cells[0]], *(each.values() for each in cells)]
-    table = [f"| {' | '.join(line)} |" for line in lines]
     below = ["\n".join(f"- {line}" for line in lines) for lines in _below(found, marks)]
-    return "\n\n".join([f"**{_title(found)}**", "\n".join(table), *below])
+    return "\n\n".join([f"**{_title(found)}**", columns.markdown(cells, WORDS), *below])
 
 
 def _title(found: list[dict[str, Any]]) -> str:
     return f"Table {found[0]['table']}, {found[0]['split']} split: the paper's numbers and ours"
 
 
-def _marks(found: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """A footnote, such as "[1]", for each name of a score that is shown and its signature."""
-    shown = [each["scores"] for row in found for each in (row["ours"], *row["changed"]) if each]
-    names = READINGS[found[0]["table"]]
-    keys = [(name, scores[name]["signature"]) for name in names for scores in shown if name in scores]
-    return {key: f"[{i}]" for i, key in enumerate(dict.fromkeys(keys), 1)}
-
-
-def _cells(row: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+def _cells(row: dict[str, Any], marks: Marks) -> dict[tuple[str, str], str]:
     """A row's cells by the heads of their columns, which are of two lines."""
     table, paper, ours = row["table"], row["paper"], row["ours"]
     readings, metric = READINGS[table], "F1" if table == 4 else "BLEU"
@@ -265,50 +162,32 @@ def _cells(row: dict[str, Any], marks: Mapping[tuple[str, str], str]) -> dict[tu
     if table in KINDS:
         cells["", KINDS[table]] = row[KINDS[table]] or ""
     if table == 3:
-        cells["paper's", "PPL"] = _number(paper["perplexity"], ".2f")
-    cells["ours:", "PPL"] = _number(ours and ours["perplexity"], ".2f")
-    cells["paper's", metric] = _number(paper[metric.lower()], "")
+        cells["paper's", "PPL"] = number(paper["perplexity"], ".2f")
+    cells["ours:", "PPL"] = number(ours and ours["perplexity"], ".2f")
+    cells["paper's", metric] = number(paper[metric.lower()], "")
     for name in readings:
-        cells["ours:", name] = _reading(ours, name, marks) if ours else ""
+        cells["ours:", name] = reading(ours, name, marks) if ours else ""
     if row["experiment"] and not ours:
         cells["ours:", readings[0]] = row["status"]
     if table != 4:
-        cells["paper's", "params, M"] = _number(paper["parameters"], "g")
-    cells["ours:", "params, M"] = _millions(row["parameters"])
+        cells["paper's", "params, M"] = number(paper["parameters"], "g")
+    cells["ours:", "params, M"] = millions(row["parameters"])
     if table == 2:
-        cells["paper's", "FLOPs"] = _flops(paper["train_flops"])
-        cells["ours:", "FLOPs"] = _flops((ours or row)["train_flops"])
+        cells["paper's", "FLOPs"] = flops(paper["train_flops"])
+        cells["ours:", "FLOPs"] = flops((ours or row)["train_flops"])
     cells["", "steps"] = _expected(ours["steps"], row["train_steps"]) if ours else ""
     cells["", "mean of"] = _expected(ours["averaged"], row["average"]) if ours else ""
     return cells
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
-def _millions(value: int | None) -> str:
-    return _number(value and value / 1e6, ".1f")
-
-
-def _flops(value: float | None) -> str:
-    return "" if value is None else cost.short(value)
 
 
 def _expected(value: int, registered: int) -> str:
     return f"{value:,}" if value == registered else f"{value:,} of {registered:,}"
 
 
-def _reading(ours: dict[str, Any], name: str, marks: Mapping[tuple[str, str], str]) -> str:
-    """A score and its footnote; a dash where an evaluation lacks it."""
-    score = ours["scores"].get(name)
-    return f"{score['score']:.2f} {marks[name, score['signature']]}" if score else "-"
-
-
-def _below(found: list[dict[str, Any]], marks: Mapping[tuple[str, str], str]) -> list[list[str]]:
+def _below(found: list[dict[str, Any]], marks: Marks) -> list[list[str]]:
     """What stands below a table, in paragraphs: signatures; how runs were made; those that are no row; notes."""
     signatures = [f"{mark} {name}: {signature}" for (name, signature), mark in marks.items()]
-    made = [_made(row["experiment"], each) for row in found for each in (row["ours"], *row["changed"]) if each]
+    runs_made = [made(row["experiment"], each) for row in found for each in (row["ours"], *row["changed"]) if each]
     table = found[0]["table"]
     changed = [_changed(row["experiment"], each, marks, table) for row in found for each in row["changed"]]
     notes = ["PPL: perplexity per piece of our vocabulary; the paper's compares with it only if its own is the same"]
@@ -319,22 +198,14 @@ def _below(found: list[dict[str, Any]], marks: Mapping[tuple[str, str], str]) ->
             "FLOPs: the paper's are hours x devices x their sustained rate; ours as `t2t cost` counts a run's steps",
             "ByteNet to ConvS2S ensemble: the paper's figures for systems that it compares with; they are not run here",
         ]
-    return [lines for lines in (signatures, made, changed, notes) if lines]
+    return [lines for lines in (signatures, runs_made, changed, notes) if lines]
 
 
-def _made(experiment: str, run: dict[str, Any]) -> str:
-    """Where a run lies and how it was made."""
-    commit, speed = run["commit"], run["tokens_per_second"]
-    short = f"commit {commit[:12]}{'+' * commit.endswith('+')}" if commit else "no known commit"
-    rate = f", {speed:,.0f} tokens/s" if speed else ""
-    return f"{experiment}: {run['run']}, {short}, {run['device']}{rate}"
-
-
-def _changed(experiment: str, run: dict[str, Any], marks: Mapping[tuple[str, str], str], table: int) -> str:
+def _changed(experiment: str, run: dict[str, Any], marks: Marks, table: int) -> str:
     """A run that does not stand for its row: why not, and what it reached."""
     changed = ", ".join(f"{path} {pair['run']} (not {pair['registered']})" for path, pair in run["changed"].items())
-    scores = ", ".join(f"{name} {_reading(run, name, marks)}" for name in READINGS[table])
+    scores = ", ".join(f"{name} {reading(run, name, marks)}" for name in READINGS[table])
     return (
         f"{experiment}: {run['run']}, changed: {changed}; PPL {run['perplexity']:.2f}, {scores}, "
-        f"{_millions(run['parameters'])} M parameters, {run['steps']:,} steps, mean of {run['averaged']}"
+        f"{millions(run['parameters'])} M parameters, {run['steps']:,} steps, mean of {run['averaged']}"
     )
