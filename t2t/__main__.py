@@ -321,9 +321,16 @@ def bench(args: Args) -> None:
     from t2t import bench, compilation, knobs, memory
     from t2t.progress import say
 
+    if args.what == "table1":
+        _table1(args)
+        return
+    if given := [name for name in ("lengths", "widths", "out") if getattr(args, name)]:
+        raise UserError(f"--{given[0]} is for `t2t bench table1`, not for {args.what}")
+    if args.name is None:
+        raise UserError(f"t2t bench {args.what} needs the name of an experiment; `t2t list` has them")
     if args.run and args.what != "decode":
         raise UserError(f"--run gives the weights of `t2t bench decode`; {args.what} needs none")
-    tree, number = _experiment(args), knobs.read(args.number, knobs.Count, "number")
+    tree, number = _experiment(args), knobs.read(args.number or "50", knobs.Count, "number")
     compilation.keep_compiled()
     memory.one_heap()
     if args.what == "decode":
@@ -332,6 +339,26 @@ def bench(args: Args) -> None:
     else:
         found = {"train": bench.train, "input": bench.read}[args.what](tree, number, say)
     print(json.dumps(found, indent=1) if args.json else bench.table(found))
+
+
+def _table1(args: Args) -> None:
+    """Layers, of no experiment."""
+    from t2t import memory
+    from t2t.progress import say
+    from t2t.report import table1
+
+    given = {"NAME": args.name, "--run": args.run, "--number": args.number}
+    if wrong := [*(name for name, value in given.items() if value), *(f"--{knob}" for knob in args.overrides)]:
+        raise UserError(f"t2t bench table1 measures layers, of no experiment: {wrong[0]} has no meaning there")
+    if args.out and Path(args.out).suffix != ".svg":
+        raise UserError(f"--out {args.out}: a picture is an .svg file")
+    lengths = table1.sizes(args.lengths or table1.LENGTHS, "lengths")
+    widths = table1.sizes(args.widths or table1.WIDTHS, "widths")
+    memory.one_heap()
+    found = table1.measure(lengths, widths, say)
+    if args.out:
+        storage.write(Path(args.out), table1.svg(found))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else table1.text(found))
 
 
 def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
@@ -840,13 +867,16 @@ VERBS = (
     ),
     Verb(
         "bench",
-        "how fast an experiment trains, decodes or reads its batches on this machine",
+        "how fast an experiment trains, decodes or reads its batches on this machine; or Table 1, measured",
         bench,
         (
-            Option("what", {"choices": ["train", "decode", "input"], "help": "what is measured"}),
-            NAME,
-            Option("--number", {"metavar": "N", "default": "50", "help": "steps, batches or sentences; default 50"}),
+            Option("what", {"choices": ["train", "decode", "input", "table1"], "help": "what is measured"}),
+            Option("name", {**NAME.how, "nargs": "?", "help": "an experiment; none for table1, which is about layers"}),
+            Option("--number", {"metavar": "N", "help": "steps, batches or sentences; default 50"}),
             Option("--run", {"metavar": "RUN", "help": "decode: with the weights of this run; else random ones"}),
+            Option("--lengths", {"metavar": "N,N", "help": "table1: of sequences; default 128,256,512,1024,2048,4096"}),
+            Option("--widths", {"metavar": "D,D", "help": "table1: of vectors; default 64,128,256,512,1024"}),
+            Option("--out", {"metavar": "FILE.svg", "help": "table1: a picture of time and memory"}),
             JSON,
         ),
         "experiment",
