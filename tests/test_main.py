@@ -188,7 +188,7 @@ def test_completion_knows_experiments_and_knobs(t2t, shell):
 
 MISTAKES = {
     "trian quickstart": "no verb 'trian'; did you mean train or",
-    "train quikstart": "no experiment 'quikstart'; did you mean quickstart or parse_quickstart?",
+    "train quikstart": "no experiment 'quikstart'; did you mean quickstart or lm_quickstart or parse_quickstart?",
     "train": "required: NAME",
     "show quickstart --model.d_fff 5": "no knob '--model.d_fff'; did you mean --model.d_ff",
     "show quickstart --d_ff 5": "no knob '--d_ff'; did you mean --model.d_ff",
