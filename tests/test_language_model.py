@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from t2t.data.pipeline import TrainingBatches, pairs
 from t2t.data.prepare import Sizes, prepare
 from t2t.errors import UserError
 from t2t.evaluate import batch_sums
-from t2t.interop import ctranslate2
+from t2t.interop import expressible
 from t2t.knobs import comments
 from t2t.models.language_model import LanguageModelConfig
 from t2t.models.transformer import TransformerConfig
@@ -371,7 +372,7 @@ MISTAKES = {
     ("translate", "{run}"): "this run models text and translates nothing",
     ("parse", "{run}"): "this run does not parse",
     ("score", "{run}", "{run}/experiment.json", "{run}/experiment.json"): "this run models text",
-    ("attention", "{translating}", "--text", "ten", "--out", "a.svg"): "LanguageModel has no attention over the source",
+    ("attention", "{translating}", "--text", "ten", "--out", "a.svg"): "LanguageModel shows no attention weights",
 }
 
 
@@ -428,5 +429,6 @@ def test_texts_without_sources_cost_one_side(t2t):
 
 
 def test_engines_for_transformers_refuse_it():
-    with pytest.raises(UserError, match="no LanguageModelConfig"):
-        ctranslate2._expressible(CONFIG)
+    vocabulary: Any = None  # is not looked at
+    with pytest.raises(UserError, match="Marian has Transformers of encoder and decoder only, no LanguageModelConfig"):
+        expressible.check(CONFIG, vocabulary, "Marian")
