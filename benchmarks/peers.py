@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from page import commit, keep, page, processor
 
 from t2t import bench, checkpoint, run, storage
 from t2t.data.pipeline import TrainingBatches
@@ -33,7 +34,6 @@ from t2t.interop import ctranslate2
 from t2t.sharding import make_mesh
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 BEAM = 4
 ROWS = 32  # sentences CTranslate2 decodes at a time: of 32 and 64 the faster on two cores
 MANY = 300  # at most so many of our batches are taken apart for those of the peers
@@ -226,77 +226,6 @@ def _of_the_machine(answers: list[dict[str, float]]) -> dict[str, Any]:
     return {"utilisation": reached._asdict(), "matrix_rate": rate._asdict(), "padding": 1 - tokens / positions}
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    return said.stdout.strip() or "not known"
-
-
-# ------------------------------------------------------------------------------ BENCHMARKS.md
-
-HEAD = """# Benchmarks
-
-Written by `benchmarks/peers.py` from `benchmarks/results`; not by hand. Rates and ratios are medians, with quartiles
-in brackets. `first` is the first time, with what is compiled or loaded then; the rates leave it out.
-"""
-
-
-def kept() -> list[dict[str, Any]]:
-    """All results that the page is of: those of engines beside each other."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return [each for each in found if "engines" in each]
-
-
-def page(results: list[dict[str, Any]]) -> str:
-    """BENCHMARKS.md."""
-    return "\n".join([HEAD, *(_section(each) for each in results)])
-
-
-def _section(found: dict[str, Any]) -> str:
-    rows = [
-        f"| {name} {engine['version']} | {_spread(engine['rate'], 1)} | {_spread(engine['t2t_over_it'], 2)} "
-        f"| {engine['tokens']:,.0f} | {engine['first_seconds']:.0f} s |"
-        for name, engine in found["engines"].items()
-    ]
-    machine = (
-        [
-            f"t2t reached {found['utilisation']['median']:.0%} of the {found['matrix_rate']['median'] / 1e9:,.0f} "
-            f"GFLOP/s that large products of matrices had in the same minutes; {found['padding']:.1%} of its positions "
-            "were padding.",
-            "",
-        ]
-        if "utilisation" in found
-        else []
-    )
-    return "\n".join(
-        [
-            f"## {found['what']}: {found['model']}",
-            "",
-            f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            *machine,
-            f"{found['when']}, {found['machine']}; jax {found['jax']}; commit {found['commit']}. What was run:",
-            "",
-            "```text",
-            *found["how"],
-            "```",
-            "",
-        ]
-    )
-
-
-def _spread(spread: dict[str, float], digits: int) -> str:
-    return f"{spread['median']:,.{digits}f} ({spread['low']:,.{digits}f} to {spread['high']:,.{digits}f})"
-
-
 def main() -> None:
     """Measures, keeps what was found, and writes BENCHMARKS.md anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,10 +245,7 @@ def main() -> None:
         asked = (decoding if options.what == "decode" else training)(Path(folder), options)
         asked = asked._replace(engines=chosen(asked.engines, options.engines))
         found = result(asked, options, *measure(asked.engines, options.rounds))
-    (options.results or RESULTS).mkdir(parents=True, exist_ok=True)
-    ((options.results or RESULTS) / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    if not options.results:
-        (HERE.parent / "BENCHMARKS.md").write_text(page(kept()))
+    keep(options.name, found, options.results)
     print(page([found]))
 
 

@@ -576,6 +576,7 @@ COUNTS = {
     **{f"modern_{name}": 915_456 for name in ("rope", "restricted", "blocked")},
     "modern_pre_ln": 915_968,
     "modern_learned": 1_046_528,
+    **dict.fromkeys(("recall_transformer", "recall_restricted"), 168_448),
     "own_base": 60_485_632,
     "own_small": 7_568_384,
     "quickstart": 915_456,

@@ -398,7 +398,7 @@ def test_no_number_of_ours_bears_a_bare_name(t2t, few, make, table, form):
     ("words", "complaint"),
     {
         "tabel3": "no report 'tabel3'; did you mean table3 or table4 or table2?",
-        "xyz": "no report 'xyz'; allowed: table2, table3, table4",
+        "xyz": "no report 'xyz'; allowed: baselines, table2, table3, table4",
         "table3 --markdown --json": "--markdown and --json are two forms of one report: give one of them",
         "table3 --run x": "no option '--run'; did you mean --runs or --out or --json?",
     }.items(),

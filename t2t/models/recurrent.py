@@ -141,7 +141,8 @@ def _product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 def kept(segments: jax.Array, *, reverse: bool = False) -> jax.Array:
     """Segments [B T] -> [T B 1 1]: True where the step before (after, if `reverse`) is of the same sentence."""
     same = segments.T[1:] == segments.T[:-1]
-    return jnp.pad(same, ((0, 1), (0, 0)) if reverse else ((1, 0), (0, 0)))[..., None, None]
+    whole = jnp.pad(same, ((0, 1), (0, 0)) if reverse else ((1, 0), (0, 0)))
+    return whole[: segments.shape[1], :, None, None]  # of texts without sources none
 
 
 def reset(state: State, keep: jax.Array) -> State:

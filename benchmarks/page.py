@@ -1,0 +1,180 @@
+"""BENCHMARKS.md, written from what is kept in benchmarks/results: by each script that adds to that, or alone.
+
+python benchmarks/page.py
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from t2t import storage
+from t2t.report import charts, table1
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+HEAD = """# Benchmarks
+
+Written by `benchmarks/page.py` from `benchmarks/results`; not by hand. Rates and ratios are medians, with quartiles
+in brackets. `first` is the first time, with what is compiled or loaded then; the rates leave it out.
+"""
+# What is compared in docs/recall.svg, by the names of experiments, and what it is called there.
+NAMES = {
+    "recall_transformer": "Transformer",
+    "recall_language_model": "Transformer, decoder only",
+    "recall_restricted": "Transformer, restricted (r = 16)",
+    "recall_recurrent": "recurrent (LSTM)",
+    "recall_convolutional": "convolutional (ConvS2S, k = 3)",
+}
+
+
+def kept() -> list[dict[str, Any]]:
+    """All results that the page is of: those of engines beside each other have no "kind"."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [each for each in found if "engines" in each or each.get("kind") in SECTIONS]
+
+
+def keep(name: str, found: dict[str, Any], folder: Path | None = None) -> None:
+    """Writes a result beside the others, and the page anew; into another folder, the result alone."""
+    storage.write((folder or RESULTS) / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if not folder:
+        write()
+
+
+def write() -> None:
+    """Writes BENCHMARKS.md."""
+    storage.write(ROOT / "BENCHMARKS.md", page(kept()))
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """BENCHMARKS.md."""
+    return "\n".join([HEAD, *(SECTIONS[each.get("kind", "engines")](each) for each in results)])
+
+
+def origin(how: list[str]) -> dict[str, Any]:
+    """When, where and at which commit something was measured, and by which commands."""
+    return {
+        "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "machine": f"{processor()}, {os.cpu_count()} threads; Python {platform.python_version()}",
+        "commit": commit(),
+        "how": how,
+        "jax": importlib.metadata.version("jax"),
+    }
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    return said.stdout.strip() or "not known"
+
+
+def _origin(found: dict[str, Any]) -> list[str]:
+    """When, where and by which commands, as lines."""
+    return [
+        f"{found['when']}, {found['machine']}; jax {found['jax']}; commit {found['commit']}. What was run:",
+        "",
+        "```text",
+        *found["how"],
+        "```",
+        "",
+    ]
+
+
+# ------------------------------------------------------------------------------ Sections
+
+
+def _engines(found: dict[str, Any]) -> str:
+    """Engines beside each other."""
+    rows = [
+        f"| {name} {engine['version']} | {_spread(engine['rate'], 1)} | {_spread(engine['t2t_over_it'], 2)} "
+        f"| {engine['tokens']:,.0f} | {engine['first_seconds']:.0f} s |"
+        for name, engine in found["engines"].items()
+    ]
+    machine = (
+        [
+            f"t2t reached {found['utilisation']['median']:.0%} of the {found['matrix_rate']['median'] / 1e9:,.0f} "
+            f"GFLOP/s that large products of matrices had in the same minutes; {found['padding']:.1%} of its positions "
+            "were padding.",
+            "",
+        ]
+        if "utilisation" in found
+        else []
+    )
+    return "\n".join(
+        [
+            f"## {found['what']}: {found['model']}",
+            "",
+            f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            *machine,
+            *_origin(found),
+        ]
+    )
+
+
+def _spread(spread: dict[str, float], digits: int) -> str:
+    return f"{spread['median']:,.{digits}f} ({spread['low']:,.{digits}f} to {spread['high']:,.{digits}f})"
+
+
+def _table1(found: dict[str, Any]) -> str:
+    """Layers by length and width."""
+    return "\n".join(["## Table 1, measured", "", table1.markdown(found), "", *_origin(found)])
+
+
+def _recall(found: dict[str, Any]) -> str:
+    """Accuracy by distance."""
+    distances = found["runs"][0]["accuracy"]
+    rows = [
+        f"| {NAMES[run['experiment']]} | {run['decoder']:,} | {run['steps']:,} | {run['seconds'] / 60:.1f} | "
+        + " | ".join(f"{share:.0%}" for share in run["accuracy"].values())
+        + " |"
+        for run in found["runs"]
+    ]
+    return "\n".join(
+        [
+            "## A word recalled after n steps",
+            "",
+            f"The part of test lines whose last word is told right; by chance 1 in {found['words']}. "
+            f"Training had distances up to {found['trained']}.",
+            "",
+            f"| architecture | decoder's parameters | steps | minutes | {' | '.join(f'n = {n}' for n in distances)} |",
+            "|---|" + "---:|" * (3 + len(distances)),
+            *rows,
+            "",
+            *_origin(found),
+        ]
+    )
+
+
+def recall_picture(found: dict[str, Any]) -> str:
+    """docs/recall.svg: accuracy by distance."""
+    panels = []
+    for steps in dict.fromkeys(run["steps"] for run in found["runs"]):
+        curves = {
+            NAMES[run["experiment"]]: [(int(n), share) for n, share in run["accuracy"].items()]
+            for run in found["runs"]
+            if run["steps"] == steps
+        }
+        title = f"after {steps:,} steps of training"
+        panels.append(charts.Panel(title, "distance in steps", curves, lambda share: f"{share:.0%}", log=False))
+    title = f"A word recalled after n steps: accuracy; trained on distances up to {found['trained']}"
+    return charts.picture(title, panels)
+
+
+SECTIONS = {"engines": _engines, "table1": _table1, "recall": _recall}
+
+if __name__ == "__main__":
+    write()
