@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 400, 300  # pixels of a panel, its title and the words along its
 LEFT, TOP, RIGHT, BOTTOM = 70, 40, 20, 50  # of these, around what is drawn
 LINE = 22  # of the legend and of titles
 ENTRY = 250  # pixels of a name in the legend
-# Colours that also those tell apart who see few; dashes for the rest (Okabe and Ito 2008).
+# Colours that also those tell apart who see few (Okabe and Ito 2008); dashes, so that a curve shows under another.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("none", "6 3", "2 3")
 
@@ -85,8 +85,8 @@ def _text(x: float, y: float, text: str, how: str = "") -> str:
 
 
 def _line(points: Sequence[tuple[float, float]], number: int, *, dots: bool = False) -> str:
-    """Of curve `number`: its colour, and its dashes where colours are used a second time."""
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    """Of curve `number`: its colour and its dashes."""
+    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
     marks = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points if dots]
