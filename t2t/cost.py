@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from t2t.batch import Batch, Sequences
-from t2t.experiment import Experiment, override
+from t2t.experiment import Experiment, override, with_attention
 from t2t.loss import slices
 from t2t.sharding import (
     ACTIVATIONS,
@@ -60,7 +60,7 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     Raises:
         UserError: the mesh does not divide a parameter.
     """
-    dense = _with_attention(experiment, "dense")
+    dense = with_attention(experiment, "dense")
     mesh, state, batch = abstract_mesh(experiment.mesh), abstract_state(dense), abstract_batch(experiment)
     check_layout(mesh, state.params)
     # What a slice of logits, or a block of attention, makes again to save memory is no work that the model asks for.
@@ -83,11 +83,6 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
         "rate": rate,
         "hours": total / (rate * 1e12 * mesh.size) / 3600 if rate else None,
     }
-
-
-def _with_attention(experiment: Experiment, kernel: str) -> Experiment:
-    """The experiment with attention computed so, if its model has the choice: a platform's kernel need not be here."""
-    return override(experiment, {"model.attention": kernel}) if hasattr(experiment.model, "attention") else experiment
 
 
 def paper_flops(hours: float | None) -> float | None:
@@ -197,7 +192,7 @@ def memory(experiment: Experiment, mesh: AbstractMesh, state: TrainState) -> dic
     layout, (number, part) = shardings(mesh, state), abstract_parts(experiment, mesh)
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), part)
     if getattr(experiment.model, "attention", "") == "fused":  # which keeps what blocks keep
-        experiment = _with_attention(experiment, "blocked")
+        experiment = with_attention(experiment, "blocked")
     logits, kept = forward(experiment, unboxed(state.params), mine)
     split = NamedSharding(mesh, spec("BTV", ACTIVATIONS)).shard_shape((*part.target.tokens.shape, logits.shape[-1]))
     number_of_slices = slices(split[0], split[1], experiment.mesh.logits_per_device)

@@ -182,6 +182,11 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, tuple[Any, Any, str]]
             yield path, (value, declared[field.name], comments[field.name])
 
 
+def with_attention(experiment: Experiment, kernel: str) -> Experiment:
+    """The experiment with attention computed so, if its model has the choice: the same function, by other means."""
+    return override(experiment, {"model.attention": kernel}) if hasattr(experiment.model, "attention") else experiment
+
+
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """The knobs in which two trees differ, by path; None where one of them has no such knob."""
     values = [{path: leaf[0] for path, leaf in leaves(tree).items()} for tree in (a, b)]

@@ -81,7 +81,7 @@ class LanguageModel(Transformer):
             return decoder(x, mask, angles, train=train), None
 
         y = scan_layers(self.config, layer, self.decoder, x, None)[0][:, source.tokens.shape[1] :]
-        return self.decoder_norm.normed(y) if self.config.norm == "pre" else y
+        return self._finished(y)
 
     def encode(self, source: Sequences, *, train: bool = False) -> jax.Array:
         """Source [B S] -> the embeddings [B S D] that `start` feeds: there is no encoder."""
@@ -124,10 +124,7 @@ class CausalLayer(EncoderLayer):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position of every hypothesis, y [B K D], which looks at its source and its past: see `DecoderLayer`."""
         inner = self.residual_1.before(y)
-        new_keys, new_values = self.self_attention.keys_and_values(inner, angles)
-        new_keys, new_values = jnp.einsum("BKHk->BHkK", new_keys), jnp.einsum("BKHv->BHKv", new_values)
-        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys, index, axis=3)
-        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values, index, axis=2)
+        keys, values = self.self_attention.remembered(inner, index, kept, angles)
         memory_seen = jnp.broadcast_to(memory_seen, (*seen.shape[:2], memory_seen.shape[2]))
         everything = (
             jnp.concatenate([kept["memory_keys"], keys], axis=3),

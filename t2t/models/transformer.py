@@ -126,8 +126,7 @@ class Transformer(nn.Module):
         def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
             return decoder(y, self_mask, memory, memory_mask, angles, train=train), None
 
-        y, _ = scan_layers(self.config, layer, self.decoder, y, None)
-        return self.decoder_norm.normed(y) if self.config.norm == "pre" else y
+        return self._finished(scan_layers(self.config, layer, self.decoder, y, None)[0])
 
     def logits(self, y: jax.Array) -> jax.Array:
         """Y [B T D] -> float32 logits [B T V]."""
@@ -192,9 +191,12 @@ class Transformer(nn.Module):
             keys.append(new_keys)
             values.append(new_values)
         cache = cache | {"index": index + k, "lengths": cache["lengths"] + 1, "seen": past}
-        if self.config.norm == "pre":
-            y = self.decoder_norm.normed(y)
+        y = self._finished(y)
         return self.target_embedding.logits(y), cache | {"keys": tuple(keys), "values": tuple(values)}
+
+    def _finished(self, y: jax.Array) -> jax.Array:
+        """What the decoder's last layer gives, [B T D], as its output: with pre-LN a norm is still due."""
+        return self.decoder_norm.normed(y) if self.config.norm == "pre" else y
 
     def _angles(self, positions: jax.Array) -> jax.Array | None:
         """By how much queries and keys at positions [B T] are turned, [B T k/2]; None unless positions are rotary."""
@@ -283,10 +285,7 @@ class DecoderLayer(nn.Module):
         [B K k/2]: of rotary positions.
         """
         inner = self.residual_1.before(y)
-        new_keys, new_values = self.self_attention.keys_and_values(inner, angles)
-        new_keys, new_values = jnp.einsum("BKHk->BHkK", new_keys), jnp.einsum("BKHv->BHKv", new_values)
-        keys = jax.lax.dynamic_update_slice_in_dim(kept["keys"], new_keys, index, axis=3)
-        values = jax.lax.dynamic_update_slice_in_dim(kept["values"], new_values, index, axis=2)
+        keys, values = self.self_attention.remembered(inner, index, kept, angles)
         y = self.residual_1(y, self.self_attention.step(inner, keys, values, seen, angles), train=False)
         inner = self.residual_2.before(y)
         attended = self.cross_attention.step(inner, kept["memory_keys"], kept["memory_values"], memory_seen)
@@ -357,6 +356,17 @@ class MultiHeadAttention(nn.Module):
     def keys_and_values(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """X [B S D], angles of rotary positions [B S k/2] -> keys [B S H k], values [B S H v]."""
         return rotated(self.key(x), angles), self.value(x)
+
+    def remembered(
+        self, x: jax.Array, index: jax.Array, kept: Cache, angles: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The keys [B H k T] and values [B H T v] of `kept`, with those of x [B K D] in the places from `index` on."""
+        keys, values = self.keys_and_values(x, angles)
+        keys, values = jnp.einsum("BKHk->BHkK", keys), jnp.einsum("BKHv->BHKv", values)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(kept["keys"], keys, index, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(kept["values"], values, index, axis=2),
+        )
 
     def __call__(
         self,

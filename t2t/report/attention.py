@@ -21,7 +21,7 @@ from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
 from t2t.errors import UserError, unknown
 from t2t.evaluate import check_lengths
-from t2t.experiment import Experiment, override
+from t2t.experiment import Experiment, with_attention
 from t2t.report import pictures
 from t2t.report.html import document
 
@@ -185,9 +185,7 @@ def of_pairs(experiment: Experiment, vocabulary: Vocabularies, params: Any, pair
 
 def _dense(experiment: Experiment) -> Any:
     """The module; of a Transformer one with dense attention, which alone has all weights at once."""
-    if hasattr(experiment.model, "attention"):
-        experiment = override(experiment, {"model.attention": "dense"})
-    return experiment.model.build()
+    return with_attention(experiment, "dense").model.build()
 
 
 def _views(
