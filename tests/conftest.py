@@ -9,7 +9,9 @@ from types import SimpleNamespace
 WORKER = "PYTEST_XDIST_WORKER"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Most of the tests' time is compiling, and what they compile runs once or twice: it need not be fast code.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 if WORKER not in os.environ:  # one cache of compiled programs for all workers and their subprocesses
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t2t-tests-")
@@ -21,6 +23,15 @@ import pytest  # noqa: E402 - JAX reads the environment when it is first importe
 def pytest_unconfigure():
     if WORKER not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go():
+    """Each module's compiled programs: kept by all of them they come to 6 GB and all the mappings a process may have."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
