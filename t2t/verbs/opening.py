@@ -45,10 +45,13 @@ def opened(args: Args) -> tuple[Any, Any, Any]:
 
 def loaded(args: Args) -> tuple[Any, Any, Any, Any, list[int]]:
     """A run with the user's knobs on top: (run, experiment, vocabulary, weights, the steps they are of)."""
+    return _with_weights(args, *opened(args))
+
+
+def _with_weights(args: Args, found: Any, tree: Any, vocabulary: Any) -> tuple[Any, Any, Any, Any, list[int]]:
     from t2t import checkpoint, compilation, knobs, run
 
     average = knobs.read(args.average, knobs.Count, "average")
-    found, tree, vocabulary = opened(args)
     compilation.keep_compiled()
     params, steps = checkpoint.load_params(found.checkpoints, tree, average, mesh(args, tree))
     return found, tree, vocabulary, params, run.averaged(found) or steps
@@ -67,18 +70,38 @@ def mesh(args: Args, tree: Any) -> Any:
     return mesh
 
 
-def together(args: Args) -> tuple[Any, Any, Any]:
-    """The runs as one, with the first's knobs: (experiment, vocabulary, weights)."""
+def together(args: Args) -> tuple[list[Any], Any, Any, Any]:
+    """The runs as one, with the first's knobs: (its members, experiment, vocabulary, weights)."""
     from t2t.models.ensemble import EnsembleConfig
+    from t2t.run import Member
 
-    _, tree, vocabulary, params, _ = loaded(args)
-    if not args.others:
-        return tree, vocabulary, params
-    models, weights = [tree.model], [params]
-    for folder in args.others:
-        _, other, its_own, params, _ = loaded(Args(**{**vars(args), "run": folder}))
+    each = [opened(Args(**{**vars(args), "run": folder})) for folder in (args.run, *args.others)]
+    _check_alike(each)
+    found = [_with_weights(args, *one) for one in each]
+    members = [Member(str(run.folder), steps) for run, _, _, _, steps in found]
+    _, tree, vocabulary, params, _ = found[0]
+    if len(found) == 1:
+        return members, tree, vocabulary, params
+    model = EnsembleConfig(tuple(other.model for _, other, *_ in found))
+    return members, dataclasses.replace(tree, model=model), vocabulary, tuple(params for *_, params, _ in found)
+
+
+def _check_alike(each: list[tuple[Any, Any, Any]]) -> None:
+    """Raises UserError unless these runs, as `opened` gives them, can be decoded together."""
+    (first, tree, vocabulary), *others = each
+    for run, other, its_own in others:
         if its_own.fingerprint != vocabulary.fingerprint:
-            raise UserError(f"{folder} has another vocabulary than {args.run}: only runs of one are decoded together")
-        models.append(other.model)
-        weights.append(params)
-    return dataclasses.replace(tree, model=EnsembleConfig(tuple(models))), vocabulary, tuple(weights)
+            raise UserError(
+                f"{run.folder} has another vocabulary than {first.folder}: only runs of one are decoded together"
+            )
+        if (there := _does(other.task)) != (here := _does(tree.task)):
+            raise UserError(f"{run.folder} {there}, but {first.folder} {here}: they cannot be decoded together")
+
+
+def _does(task: Any) -> str:
+    """What was learned, in words."""
+    from t2t.data.translation import Translation
+
+    if isinstance(task, Translation):
+        return f"translates {task.source} into {task.target}"
+    return "parses" if task.linearisation else "models text"

@@ -4,6 +4,7 @@ from t2t.arguments import Option
 
 NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
 RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/quickstart"})
+OTHERS = Option("others", {"nargs": "*", "metavar": "RUN", "help": "more runs of its vocabulary, decoded with it"})
 RATE = Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"})
 RUN_FOLDER = Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})
 JSON = Option("--json", {"action": "store_true", "help": "JSON on standard output"})

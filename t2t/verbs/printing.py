@@ -7,7 +7,11 @@ def described(found: dict[str, Any]) -> str:
     """Which weights an evaluation is of, and how it searched, in words."""
     from t2t import checkpoint
 
-    weights, how = checkpoint.described(found["checkpoints"]), found["decoding"]
+    if "members" in found:
+        weights = " and ".join(f"{m['run']} ({checkpoint.described(m['checkpoints'])})" for m in found["members"])
+    else:
+        weights = checkpoint.described(found["checkpoints"])
+    how = found["decoding"]
     return f"{weights}; beam {how['beam']}, alpha {how['alpha']:g}" if how else weights
 
 

@@ -18,7 +18,7 @@ def compare(args: Args) -> None:
     from t2t.progress import say
     from t2t.run import paired
 
-    (first, task), (second, other) = (_newest_evaluation(storage.folder(run), args.split) for run in (args.a, args.b))
+    (first, task), (second, other) = (_evaluation(storage.folder(each), args.split) for each in (args.a, args.b))
     if (task.source, task.target) != (other.source, other.target):
         ours, others = f"{task.source} into {task.target}", f"{other.source} into {other.target}"
         raise UserError(f"{args.a} translates {ours}, but {args.b} {others}")
@@ -38,21 +38,41 @@ def compare(args: Args) -> None:
         print(f"{name:<13} {values}, p {each.p:.4f} ({each.signature})")
 
 
-def _newest_evaluation(folder: Path, split: str) -> tuple[Any, Any]:
-    """The newest evaluation of a split in a run folder, and the task of the run, which is translating."""
+def _evaluation(folder: Path, split: str) -> tuple[Any, Any]:
+    """The evaluation in this folder, or the newest of a split in a run folder; and its task, which is translating."""
     from t2t import run as runs
     from t2t.data.translation import Translation
+
+    found = runs.evaluation(folder) if (folder / "scores.json").is_file() else None
+    task = _task(found) if found else runs.load(folder)[1].task
+    if not isinstance(task, Translation):
+        raise UserError(f"{folder} is no run of translating: its scores are others")
+    found = found or _newest(folder, split)
+    if found.summary["split"] != split:
+        raise UserError(f"{folder} is an evaluation of the {found.summary['split']} split, not of {split} (--split)")
+    return found, task
+
+
+def _task(evaluation: Any) -> Any:
+    """What is evaluated: in a run folder, what the run was trained for."""
+    from t2t import run as runs
+    from t2t.experiment import from_json
+
+    written = evaluation.summary.get("task")
+    return from_json(written) if written else runs.load(evaluation.folder.parent.parent)[1].task
+
+
+def _newest(folder: Path, split: str) -> Any:
+    """The newest evaluation of a split in a run folder."""
+    from t2t import run as runs
     from t2t.progress import say
 
-    run, tree, _ = runs.load(folder)
-    if not isinstance(tree.task, Translation):
-        raise UserError(f"{folder} is no run of translating: its scores are others")
-    found = runs.evaluations(run, split)
+    found = runs.evaluations(runs.Run(folder), split)
     if not found:
         raise UserError(f"{folder} has no evaluation of the {split} split: t2t evaluate {folder} --split {split}")
     if len(found) > 1:
         say(f"{folder} has {len(found)} evaluations of the {split} split; the newest is {found[-1].folder.name}")
-    return found[-1], tree.task
+    return found[-1]
 
 
 def report(args: Args) -> None:
@@ -128,7 +148,12 @@ VERBS = (
         "compare",
         "whether the newest evaluations of two runs differ by more than chance, in each score",
         compare,
-        (Option("a", {"metavar": "RUN"}), Option("b", {"metavar": "RUN"}), SPLIT, JSON),
+        (
+            Option("a", {"metavar": "RUN", "help": "a run folder, or the folder of an evaluation"}),
+            Option("b", {"metavar": "RUN", "help": "the same, of what is compared with it"}),
+            SPLIT,
+            JSON,
+        ),
     ),
     Verb(
         "report",

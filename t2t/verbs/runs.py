@@ -8,19 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from t2t import storage
 from t2t.arguments import Option, Verb
 from t2t.errors import UserError, unknown
 from t2t.verbs import opening, printing
-from t2t.verbs.options import ALPHA, AVERAGE, BEAM, DRAWS, JSON, RUN, SPLIT
+from t2t.verbs.options import ALPHA, AVERAGE, BEAM, DRAWS, JSON, OTHERS, RUN, SPLIT
 
 
 def evaluate(args: Args) -> None:
     """t2t evaluate"""
     from t2t import evaluate
+    from t2t import run as runs
     from t2t.progress import say
 
-    run, tree, vocabulary, params, steps = opening.loaded(args)
-    found, _ = evaluate.evaluate(run, tree, vocabulary, params, steps, args.split, say)
+    if args.out:
+        folder = storage.folder(args.out)
+        runs.check_apart(folder)
+        members, tree, vocabulary, params = opening.together(args)
+        found = evaluate.evaluate_to(folder, members, tree, vocabulary, params, args.split, say)
+    elif args.others:
+        raise UserError(f"{1 + len(args.others)} runs: say where their evaluation goes with --out DIR")
+    else:
+        run, tree, vocabulary, params, steps = opening.loaded(args)
+        found, _ = evaluate.evaluate(run, tree, vocabulary, params, steps, args.split, say)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -47,7 +57,7 @@ def translate(args: Args) -> int:
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
     wanted = dataclasses.replace(wanted, scores=args.scores, too_long=args.too_long)
     if not args.engine:
-        tree, vocabulary, params = opening.together(args)
+        _, tree, vocabulary, params = opening.together(args)
         work = translate.TranslateLines(tree, vocabulary, wanted, say)
         return lines.stream(tree, params, work, sampling, stdin, sys.stdout, say)
     from t2t.interop import ctranslate2
@@ -126,9 +136,20 @@ def score(args: Args) -> None:
 VERBS = (
     Verb(
         "evaluate",
-        "perplexity and scores of a run on a split",
+        "perplexity and scores of a run on a split, or of several decoded together",
         evaluate,
-        (RUN, SPLIT, AVERAGE, BEAM, ALPHA, JSON),
+        (
+            RUN,
+            OTHERS,
+            SPLIT,
+            AVERAGE,
+            BEAM,
+            ALPHA,
+            Option(
+                "--out", {"metavar": "DIR", "help": "a new folder for it; default, for one run: in RUN/evaluations"}
+            ),
+            JSON,
+        ),
         "run",
     ),
     Verb(
@@ -137,7 +158,7 @@ VERBS = (
         translate,
         (
             RUN,
-            Option("others", {"nargs": "*", "metavar": "RUN", "help": "more runs of its vocabulary, decoded with it"}),
+            OTHERS,
             AVERAGE,
             BEAM,
             ALPHA,
