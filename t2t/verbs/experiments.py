@@ -196,9 +196,12 @@ def cost(args: Args) -> None:
     from t2t import cost, knobs
     from t2t.progress import say
 
-    rate = None if args.rate is None else knobs.read(args.rate, knobs.Positive, "rate")
+    rate, watts = (
+        None if given is None else knobs.read(given, knobs.Positive, name)
+        for name, given in (("rate", args.rate), ("watts", args.watts))
+    )
     tree = opening.experiment(args)
-    found = cost.cost(tree, rate)
+    found = cost.cost(tree, rate, watts)
     if args.compile:
         say("compiling the training step")
         found |= cost.compiled(tree)
@@ -339,6 +342,7 @@ VERBS = (
             NAME,
             JSON,
             RATE,
+            Option("--watts", {"metavar": "W", "help": "what one device draws at that rate; for the energy"}),
             Option(
                 "--compile", {"action": "store_true", "help": "compile the training step too, for XLA's own figures"}
             ),
