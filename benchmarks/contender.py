@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-Found = dict[str, float]
+Found = dict[str, Any]
 
 
 def serve(work: Callable[[], Found], after: Callable[[], Found] = dict, **about: Any) -> None:

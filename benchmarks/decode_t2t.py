@@ -11,15 +11,22 @@ from t2t import checkpoint, compilation, decode, run, storage
 if __name__ == "__main__":
     compilation.keep_compiled()
     folder, sources, beam = sys.argv[1:]
-    where, experiment, _ = run.load(storage.folder(folder))
+    where, experiment, vocabulary = run.load(storage.folder(folder))
     params, _ = checkpoint.load_params(where.checkpoints, experiment)
     model, longest = experiment.model.build(), experiment.model.longest
     ids = json.loads(Path(sources).read_text())["ids"]
     config = decode.DecodingConfig(beam=int(beam))
 
+    outputs: dict[int, list[int]] = {}
+
     def work() -> dict[str, float]:
         """Decodes all of them."""
         found = decode.decode(model, params, ids, config, longest=longest, wanted=1)
-        return {"sentences": len(ids), "tokens": sum(len(best[0].tokens) + 1 for _, best in found)}
+        outputs.update((i, best[0].tokens) for i, best in found)
+        return {"sentences": len(ids), "tokens": sum(len(each) + 1 for each in outputs.values())}
 
-    serve(work, version="this commit")
+    def pieces() -> dict[str, list[list[str]]]:
+        """The outputs, in the order of the sentences."""
+        return {"pieces": [vocabulary.target.pieces(outputs[i]) for i in range(len(ids))]}
+
+    serve(work, pieces, version="this commit")

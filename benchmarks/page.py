@@ -96,9 +96,11 @@ def _origin(found: dict[str, Any]) -> list[str]:
 
 def _engines(found: dict[str, Any]) -> str:
     """Engines beside each other."""
+    scores = [engine["bleu"] for engine in found["engines"].values() if "bleu" in engine]
     rows = [
         f"| {name} {engine['version']} | {_spread(engine['rate'], 1)} | {_spread(engine['t2t_over_it'], 2)} "
         f"| {engine['tokens']:,.0f} | {engine['first_seconds']:.0f} s |"
+        + (f" {engine['bleu']['score']:.2f} |" if scores else "")
         for name, engine in found["engines"].items()
     ]
     machine = (
@@ -115,10 +117,12 @@ def _engines(found: dict[str, Any]) -> str:
         [
             f"## {found['what']}: {found['model']}",
             "",
-            f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |",
-            "|---|---|---|---|---|",
+            f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |"
+            + (" BLEU |" if scores else ""),
+            "|---|---|---|---|---|" + ("---|" if scores else ""),
             *rows,
             "",
+            *([f"BLEU: `sacrebleu {scores[0]['signature']}`, of the last round's outputs.", ""] if scores else []),
             *machine,
             *_origin(found),
         ]
@@ -159,6 +163,28 @@ def _recall(found: dict[str, Any]) -> str:
     )
 
 
+def _curves(found: dict[str, Any]) -> str:
+    """Dev perplexity by step."""
+    steps = list(found["runs"][0]["perplexity"])
+    rows = [
+        f"| {run['way']} | {run['tokens']:,} | {run['rate']:,.0f} | "
+        + " | ".join(f"{run['perplexity'][step]:.2f}" for step in steps)
+        + " |"
+        for run in found["runs"]
+    ]
+    return "\n".join(
+        [
+            f"## Training with and without what makes it fast: dev perplexity of {found['experiment']}",
+            "",
+            f"| | target tokens | tokens/s | {' | '.join(f'step {int(step):,}' for step in steps)} |",
+            "|---|" + "---:|" * (2 + len(steps)),
+            *rows,
+            "",
+            *_origin(found),
+        ]
+    )
+
+
 def recall_picture(found: dict[str, Any]) -> str:
     """docs/recall.svg: accuracy by distance."""
     panels = []
@@ -174,7 +200,7 @@ def recall_picture(found: dict[str, Any]) -> str:
     return charts.picture(title, panels)
 
 
-SECTIONS = {"engines": _engines, "table1": _table1, "recall": _recall}
+SECTIONS = {"engines": _engines, "table1": _table1, "recall": _recall, "curves": _curves}
 
 if __name__ == "__main__":
     write()

@@ -1,6 +1,7 @@
 """t2t beside its peers: the same sizes, sentences and budget, each engine in a process of its own, one after the other.
 
-    python -m venv peers && peers/bin/pip install ctranslate2 torch joeynmt importlib_metadata jax flax optax
+    python -m venv peers
+    peers/bin/pip install ctranslate2 torch transformers sentencepiece joeynmt importlib_metadata jax flax optax
     git clone https://github.com/google/flax
     python benchmarks/peers.py decode RUN --peers peers/bin/python --name decode_small
     python benchmarks/peers.py train EXPERIMENT --peers peers/bin/python --flax flax/examples/wmt --name train_small
@@ -20,22 +21,25 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from page import commit, keep, page, processor
 
-from t2t import bench, checkpoint, run, storage
+from t2t import bench, checkpoint, metrics, run, storage
 from t2t.data.pipeline import TrainingBatches
 from t2t.data.pipeline import pairs as in_batch
+from t2t.data.task import Pair
 from t2t.experiment import Experiment, differences, get, override
-from t2t.interop import ctranslate2
+from t2t.interop import ctranslate2, hugging_face
+from t2t.metrics import bleu
 from t2t.sharding import make_mesh
 
 HERE = Path(__file__).parent
 BEAM = 4
-ROWS = 32  # sentences CTranslate2 decodes at a time: of 32 and 64 the faster on two cores
+ROWS = 32  # sentences that a peer decodes at a time: of 32 and 64 the faster on two cores for CTranslate2
 MANY = 300  # at most so many of our batches are taken apart for those of the peers
 OURS = "t2t"
 
@@ -48,6 +52,7 @@ class Comparison(NamedTuple):
     experiment: Experiment
     how: list[str]  # commands that lead to it
     engines: dict[str, list[str]]  # the command of each; the first is OURS
+    bleu: Callable[[list[list[str]]], metrics.Score] | None = None  # of outputs, where there are any
 
 
 def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
@@ -64,9 +69,25 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
         script = HERE / "decode_ctranslate2.py"
         words = _words(options.peers, script, weights, sources, BEAM, kind, ROWS, options.threads)
         engines[f"CTranslate2 {kind}"] = words
+    hugging_face.write(experiment, params, vocabulary, folder / "marian")
+    script = HERE / "decode_transformers.py"
+    engines["Hugging Face Marian"] = _words(
+        options.peers, script, folder / "marian", sources, BEAM, ROWS, options.threads
+    )
     trained = f"t2t train {_changed(experiment)} # step {max(checkpoint.all_steps(where.checkpoints))}"
     what = f"decode, beam {BEAM}, {len(ids):,} sentences"
-    return Comparison(what, "sentences", experiment, [trained, _command(options)], engines)
+    return Comparison(what, "sentences", experiment, [trained, _command(options)], engines, bleu_of(experiment, pairs))
+
+
+def bleu_of(experiment: Experiment, pairs: list[Pair]) -> Callable[[list[list[str]]], metrics.Score]:
+    """sacreBLEU's score of outputs that come in pieces, against the targets of `pairs`."""
+
+    def score(outputs: list[list[str]]) -> metrics.Score:
+        lines = ["".join(pieces).replace("▁", " ").strip() for pieces in outputs]
+        task: Any = experiment.task
+        return bleu.scores(lines, [pair.target for pair in pairs], task.target, task.source)["sacrebleu"]
+
+    return score
 
 
 def training(folder: Path, options: argparse.Namespace) -> Comparison:
@@ -209,6 +230,7 @@ def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: 
                 "tokens": found[0]["tokens"],
                 "rate": bench.spread(rates[name])._asdict(),
                 "t2t_over_it": bench.spread([a / b for a, b in zip(rates[OURS], rates[name], strict=True)])._asdict(),
+                **({"bleu": asked.bleu(found[-1]["pieces"])._asdict()} if asked.bleu else {}),
             }
             for name, found in answers.items()
         },

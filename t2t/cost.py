@@ -50,12 +50,12 @@ _MOVES = re.compile(
 _TRANSCENDENTAL = re.compile("exp2?|expm1|log|log1p|r?sqrt|cbrt|pow|logistic|tanh|sin|cos|tan|atan2|erf")
 
 
-def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
-    """All that is known before a run, as JSON has it; `rate` is what one device sustains, in TFLOP/s.
+def cost(experiment: Experiment, rate: float | None, watts: float | None = None) -> dict[str, Any]:
+    """All that is known before a run, as JSON has it; `rate` is what one device sustains, in TFLOP/s, `watts` it draws.
 
     `flops_per_step` are those of `flops`, `memory_per_device` those of `memory` (bytes), `hours` the time at that rate
-    on all devices of the mesh. `train_flops_paper` is None where the paper gives no time, `hours` where nobody gives a
-    rate.
+    and `kilowatt_hours` what is drawn in that time, on all devices of the mesh. `train_flops_paper` is None where the
+    paper gives no time, `hours` where nobody gives a rate, `kilowatt_hours` where nobody gives both.
 
     Raises:
         UserError: the mesh does not divide a parameter.
@@ -68,6 +68,7 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
     step = jax.make_jaxpr(functools.partial(train_step, whole))(unboxed(state), batch)
     per_step = flops(step.jaxpr)
     total = per_step * experiment.train_steps
+    device_hours = total / (rate * 1e12) / 3600 if rate else None
     return {
         "experiment": experiment.name,
         "batch": {"rows": batch.target.tokens.shape[0], "length": batch.target.tokens.shape[1]},
@@ -81,7 +82,9 @@ def cost(experiment: Experiment, rate: float | None) -> dict[str, Any]:
         "parts": abstract_parts(experiment, mesh)[0],
         "memory_per_device": memory(experiment, mesh, state),
         "rate": rate,
-        "hours": total / (rate * 1e12 * mesh.size) / 3600 if rate else None,
+        "hours": device_hours and device_hours / mesh.size,
+        "watts": watts,
+        "kilowatt_hours": device_hours * watts / 1000 if device_hours and watts else None,
     }
 
 
@@ -271,7 +274,7 @@ def compiled(experiment: Experiment) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """What `cost` found, and `compiled` if it was asked, in lines of name, number and remark."""
     size, devices, rate, memory = (found[name] for name in ("batch", "devices", "rate", "memory_per_device"))
-    hours, paper = found["hours"], found["train_flops_paper"]
+    hours, paper, energy = found["hours"], found["train_flops_paper"], found["kilowatt_hours"]
     lines = [
         ("parameters", f"{found['parameters']:,}", ""),
         ("FLOPs per target token", short(found["flops_per_token"]), ""),
@@ -287,6 +290,7 @@ def table(found: dict[str, Any]) -> str:
             f"{hours:,.2f}" if rate else "-",
             f"at {rate:g} TFLOP/s x {devices:,} device(s)" if rate else "give --rate, TFLOP/s that a device sustains",
         ),
+        *([("kWh", f"{energy:,.2f}", f"at {found['watts']:g} W a device")] if energy else []),
         (
             "memory per device",
             _megabytes(memory["total"]),

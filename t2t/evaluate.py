@@ -5,7 +5,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +18,10 @@ from t2t.data.task import Pair, fingerprint
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode, forced_scores
 from t2t.errors import UserError
-from t2t.experiment import Experiment
+from t2t.experiment import Experiment, to_json
 from t2t.loss import Sums, cross_entropy
 from t2t.models import Architecture
-from t2t.run import Run, write_evaluation
+from t2t.run import Member, Run, write_evaluation, write_evaluation_at
 from t2t.sharding import on_mesh
 
 Say = Callable[[str], None]
@@ -104,6 +105,42 @@ def evaluate(
     Raises:
         UserError: see `read_split`; or the run folder cannot be written.
     """
+    summary, lines = _measure(experiment, vocabulary, params, name, {"checkpoints": steps}, say)
+    # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
+    how = [summary[key] for key in ("data", "decoding", "constraint") if summary[key]]
+    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", lines, summary)
+    triples = zip(*(lines.get(kind, []) for kind in ("sources", "hypotheses", "references")), strict=False)
+    return {**summary, "folder": str(folder)}, list(triples)
+
+
+def evaluate_to(
+    folder: Path,
+    members: Sequence[Member],
+    experiment: Experiment,
+    vocabulary: Vocabularies,
+    params: Any,
+    name: str,
+    say: Say,
+) -> dict[str, Any]:
+    """The same of one run, or of several decoded together (`t2t.models.ensemble`), written to a folder of its own.
+
+    `experiment` has the model of all `members` and the task that they are evaluated on, which scores.json says in place
+    of one run's checkpoints.
+
+    Raises:
+        UserError: see `read_split`; or the folder cannot be written.
+    """
+    weights = {"members": [each._asdict() for each in members], "task": to_json(experiment.task)}
+    summary, lines = _measure(experiment, vocabulary, params, name, weights, say)
+    write_evaluation_at(folder, lines, summary)
+    return {**summary, "folder": str(folder)}
+
+
+def _measure(
+    experiment: Experiment, vocabulary: Vocabularies, params: Any, name: str, weights: dict[str, Any], say: Say
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What scores.json says, with the `weights` that are evaluated, and the lines of the files beside it."""
     split, model = read_split(experiment, vocabulary, name), experiment.model.build()
     pairs = f"{len(split.pairs):,} {name} {'pairs' if experiment.task.has_sources else 'texts'}"
     say(f"evaluating {pairs}: perplexity")
@@ -124,19 +161,14 @@ def evaluate(
         "perplexity": measured["perplexity"],
         "scores": {name: score._asdict() for name, score in experiment.task.score(outputs, references).items()},
         "tokens": measured["tokens"],
-        "checkpoints": steps,
+        **weights,
         "decoding": dataclasses.asdict(experiment.decoding) if experiment.task.has_sources else None,
         "data": fingerprint(experiment.task.inputs(name)),
         "constraint": constraint and constraint.knobs,
         "outputs": facts,
     }
-    # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
-    how = [summary[key] for key in ("data", "decoding", "constraint") if summary[key]]
-    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
     lines = {"sources": texts, "hypotheses": outputs} if experiment.task.has_sources else {}
-    lines |= {"references": references}
-    folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", lines, summary)
-    return {**summary, "folder": str(folder)}, list(zip(texts, outputs, references, strict=False))
+    return summary, {**lines, "references": references}
 
 
 def score_pairs(architecture: Architecture, params: Any, vocabulary: Vocabularies, pairs: list[Pair]) -> list[float]:

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboardX import SummaryWriter
 
@@ -389,19 +389,46 @@ def write_batch(run: Run, step: int, pairs: list[tuple[str, str]]) -> Path:
 # ------------------------------------------------------------------------------ Evaluations
 
 
+class Member(NamedTuple):
+    """One of the runs that an evaluation outside of run folders is of, as its scores.json says it."""
+
+    run: str  # its folder, as it was given
+    checkpoints: list[int]  # the steps that its weights are the mean of
+
+
 def write_evaluation(run: Run, name: str, texts: dict[str, list[str]], summary: dict[str, Any]) -> Path:
-    """A folder below evaluations/, whole or not at all: each list of `texts` as a file of lines, and scores.json.
+    """A folder below evaluations/, in place of one of this name: the same, evaluated before.
 
     Of many processes the first writes.
     """
     folder = run.folder / "evaluations" / name
-    if not distributed.first():
-        return folder
-    with storage.replaced(folder) as place:  # the same weights on the same data in the same way, evaluated before
+    if distributed.first():
+        write_evaluation_at(folder, texts, summary)
+    return folder
+
+
+def write_evaluation_at(folder: Path, texts: dict[str, list[str]], summary: dict[str, Any]) -> None:
+    """A folder, whole or not at all: each list of `texts` as a file of lines, and scores.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with storage.replaced(folder) as place:
         for kind, lines in texts.items():
             storage.write(place / f"{kind}.txt", "".join(f"{line}\n" for line in lines))
         write_json(place / "scores.json", summary)  # last: with it a folder is one of an evaluation
-    return folder
+
+
+def check_apart(folder: Path) -> None:
+    """Raises UserError unless an evaluation can have `folder` for itself, outside of those of a run.
+
+    What lies in a run folder is of this run alone.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder with --out")
+    for above in [*folder.resolve().parents][:2]:
+        if Run(above).record.is_file():
+            raise UserError(f"{folder} is in the run folder {above}: choose another folder with --out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,14 +446,21 @@ class Evaluation:
 def evaluations(run: Run, split: str) -> list[Evaluation]:
     """Those of a split, the newest last: by the step of their weights, then by when they were written.
 
+    One that was written elsewhere, perhaps of several runs together, is none of this run's, wherever it lies now.
+
     Raises:
         UserError: a scores.json is damaged; names it.
     """
     paths = (run.folder / "evaluations").glob("*/scores.json")
-    found = [Evaluation(path.parent, _read_summary(path)) for path in paths if path.parent.suffix != UNFINISHED]
+    found = [evaluation(path.parent) for path in paths if path.parent.suffix != UNFINISHED]
     written = {each.folder: storage.modified(each.folder / "scores.json") for each in found}
-    of_split = [each for each in found if each.summary["split"] == split]
+    of_split = [each for each in found if each.summary["split"] == split and "members" not in each.summary]
     return sorted(of_split, key=lambda each: (each.summary["checkpoints"][-1], written[each.folder], each.folder))
+
+
+def evaluation(folder: Path) -> Evaluation:
+    """The one in this folder; raises UserError when its scores.json is missing or damaged."""
+    return Evaluation(folder, _read_summary(folder / "scores.json"))
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -434,7 +468,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
         summary = json.loads(storage.read(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(summary, dict) or not {"split", "checkpoints", "decoding"} <= summary.keys():
+    keys = summary.keys() if isinstance(summary, dict) else set()
+    if not {"split", "decoding"} <= keys or not {"checkpoints", "members"} & keys:
         raise UserError(f"{path} is damaged: it is not the summary of an evaluation")
     return summary
 

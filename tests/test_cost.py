@@ -39,6 +39,14 @@ def test_flops_as_the_paper_counts_them(hours, flops):
     assert flops == (f"{found:.1e}" if hours else found)
 
 
+def test_hours_and_energy_go_by_rate_power_and_devices():
+    one, eight = (cost.cost(override(QUICKSTART, {"mesh.data": n}), 0.5, 700) for n in (1, 8))
+    assert one["hours"] == pytest.approx(one["train_flops"] / 0.5e12 / 3600) == 8 * eight["hours"]
+    assert one["kilowatt_hours"] == pytest.approx(one["hours"] * 0.7) == eight["kilowatt_hours"]
+    assert "at 700 W a device" in cost.table(one)
+    assert cost.cost(QUICKSTART, None, 700)["kilowatt_hours"] is None
+
+
 # ------------------------------------------------------------------------------ FLOPs
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))

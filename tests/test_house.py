@@ -24,7 +24,7 @@ ORDER = re.findall(
     r"\w+",
     "errors storage knobs trees drawing batch distributed sharding models loss optimizer metrics data decode "
     "constraints memory experiment run checkpoint evaluate lines translate parse sample train cost bench launch "
-    "interop report compilation progress arguments __main__",
+    "interop report compilation progress arguments verbs __main__",
 )  # low to high: a room imports itself and what stands before it
 
 

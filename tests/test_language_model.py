@@ -314,7 +314,7 @@ def translating(run, toy):
     return str(folder)
 
 
-def test_it_learns_and_evaluate_gives_its_perplexity(t2t, run):
+def test_it_learns_and_evaluate_gives_its_perplexity(t2t, run, tmp_path):
     """What is left to chance are the first of 8 words, and the end after 3, 4 or 5: log 24 over 5 tokens on average."""
     code, out, err = t2t("evaluate", run)
     (folder,) = re.findall(r"outputs +(.*)", out)
@@ -323,6 +323,9 @@ def test_it_learns_and_evaluate_gives_its_perplexity(t2t, run):
     assert 1.8 < summary["perplexity"] < 2.05 and summary["scores"] == {} and summary["decoding"] is None
     assert out.startswith("test split, weights: step 120\nperplexity")
     assert [path.name for path in sorted(Path(folder).iterdir())] == ["references.txt", "scores.json"]
+    code, out, err = t2t("report", run, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0 and f"{summary['perplexity']:.2f}" in page and "t2t sample draws some" in page
 
 
 def sample(t2t, *words):

@@ -94,6 +94,11 @@ def test_every_verb_reads_it(runs, bucket, t2t, registered):
     assert json.loads(storage.read(storage.folder(scores)))["scores"] == json.loads(out)["scores"]
     assert t2t("evaluate", there, "--split", "test", "--beam", "1")[0] == 0
     assert t2t("compare", there, there)[0] == 0
+    code, _, said = t2t("evaluate", there, there, "--beam", "1", "--out", f"{bucket}/both")
+    assert code == 0, said
+    assert t2t("compare", there, f"{bucket}/both")[0] == 0
+    code, _, said = t2t("evaluate", there, there, "--out", f"{bucket}/both")
+    assert code == 2 and f"{bucket}/both exists: choose another folder with --out" in said
     assert t2t("average", there, "--average", "2") == (0, f"{there}-average2\n", "")
     code, _, said = t2t("average", there, "--average", "2")
     assert code == 2 and f"{there}-average2 exists: choose another folder with --to" in said

@@ -212,14 +212,15 @@ def _evaluation(each: Evaluation) -> dict[str, Any]:
     return {
         "split": summary["split"],
         "folder": each.folder.name,
-        "how": f"{checkpoint.described(summary['checkpoints'])}; {_decoding(summary['decoding'])}",
+        "how": "; ".join([checkpoint.described(summary["checkpoints"]), *_decoding(summary["decoding"])]),
         "perplexity": f"{summary['perplexity']:.2f}",
         "scores": scores,
     }
 
 
-def _decoding(knobs: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {knobs[name]}" for name in ("beam", "alpha") if name in knobs)
+def _decoding(knobs: dict[str, Any] | None) -> list[str]:
+    """How outputs were found, if there are any: texts without sources have none."""
+    return [", ".join(f"{name} {knobs[name]}" for name in ("beam", "alpha") if name in knobs)] if knobs else []
 
 
 # ------------------------------------------------------------------------------ Sentences
@@ -230,6 +231,8 @@ def _samples(read: _Read, say: Say) -> tuple[dict[str, Any], samples.Rated | Non
     if not read.evaluations:
         return {"missing": f"There is no evaluation yet: t2t evaluate {read.run.folder}"}, None
     newest = read.evaluations[-1]
+    if not newest.summary["decoding"]:
+        return {"missing": "Texts without sources have no outputs: t2t sample draws some."}, None
     try:
         lines = [newest.lines(kind) for kind in ("sources", "hypotheses", "references")]
         if not lines[0] or len({*map(len, lines)}) > 1:
