@@ -4,10 +4,14 @@ import importlib
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from t2t import bench
 from t2t.data.pipeline import pairs
+from t2t.models.dropout import Dropout
 from t2t.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -63,3 +67,18 @@ def test_engines_can_be_chosen(peers):
     assert [*peers.chosen(engines, "Joey NMT")] == [peers.OURS, "Joey NMT"]
     with pytest.raises(SystemExit, match="no 'Sockeye'; there are t2t, PyTorch eager, Joey NMT"):
         peers.chosen(engines, "Joey NMT,Sockeye")
+
+
+def test_plain_ways_drop_by_random_bits_of_jax_and_only_they(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    curves = importlib.import_module("curves")
+    layer, x, rngs = Dropout(0.25), jnp.ones((64, 64)), {"dropout": jax.random.key(3)}
+    found = {}
+    for way in curves.WAYS:
+        with curves.dropout_of(way):
+            found[way] = layer.apply({}, x, train=True, rngs=rngs)
+    fast, plain, apart, _ = found.values()
+    assert (plain == apart).all() and (fast != plain).any()
+    np.testing.assert_array_equal(layer.apply({}, x, train=True, rngs=rngs), fast)
+    for each in (fast, plain):
+        assert abs((each == 0).mean() - 0.25) < 0.03 and set(np.unique(each)) == {0, np.float32(4 / 3)}
