@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from t2t import storage
+from t2t import cost, storage
 from t2t.report import charts, table1
 
 HERE = Path(__file__).parent
@@ -185,6 +185,34 @@ def _curves(found: dict[str, Any]) -> str:
     )
 
 
+def _architectures(found: dict[str, Any]) -> str:
+    """What each reaches for the same FLOPs and in the same time."""
+    signature = found["runs"][0]["flops"]["scores"]["sacrebleu"]["signature"]
+    rows = []
+    for run in found["runs"]:
+        for of in ("flops", "time"):
+            point = run[of]
+            score = point["scores"]["sacrebleu"]
+            rows.append(
+                f"| `{run['experiment']}` | {run['parameters'] / 1e6:.2f} | {of} | {point['steps']:,} "
+                f"| {cost.short(point['flops'])} | {point['seconds'] / 60:.1f} | {point['tokens_per_second']:,.0f} "
+                f"| {point['perplexity']:.2f} | {score['score']:.2f} [{score['low']:.2f}, {score['high']:.2f}] |"
+            )
+    return "\n".join(
+        [
+            f"## Architectures beside {found['beside']}: the same parameters, and the same FLOPs or the same time",
+            "",
+            "| | parameters, M | the same | steps | FLOPs | minutes | target tokens/s | perplexity | BLEU |",
+            "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            f"BLEU: `sacrebleu {signature}` of the test split.",
+            "",
+            *_origin(found),
+        ]
+    )
+
+
 def recall_picture(found: dict[str, Any]) -> str:
     """docs/recall.svg: accuracy by distance."""
     panels = []
@@ -200,7 +228,13 @@ def recall_picture(found: dict[str, Any]) -> str:
     return charts.picture(title, panels)
 
 
-SECTIONS = {"engines": _engines, "table1": _table1, "recall": _recall, "curves": _curves}
+SECTIONS = {
+    "engines": _engines,
+    "table1": _table1,
+    "recall": _recall,
+    "curves": _curves,
+    "architectures": _architectures,
+}
 
 if __name__ == "__main__":
     write()

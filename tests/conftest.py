@@ -27,7 +27,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_let_go():
-    """Each module's compiled programs: kept by all of them they come to 6 GB and all the mappings a process may have."""
+    """Those a module compiled: of all modules they come to 6 GB, and to more mappings than a process may have."""
     yield
     import jax
 
