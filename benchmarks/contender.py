@@ -24,3 +24,9 @@ def serve(work: Callable[[], Found], after: Callable[[], Found] = dict, **about:
         found = work()
         found["seconds"] = time.perf_counter() - begin
         print(json.dumps({**found, **after()}), file=answers, flush=True)
+
+
+def by_length(sentences: list[list[Any]], rows: int) -> list[list[int]]:
+    """The sentences' indices in batches of `rows` of like length, the longest first and first in its batch."""
+    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    return [order[first : first + rows] for first in range(0, len(order), rows)]

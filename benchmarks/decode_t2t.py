@@ -1,4 +1,4 @@
-"""Decodes token ids with t2t: RUN SOURCES.json BEAM"""
+"""Decodes token ids with t2t: RUN SOURCES.json BEAM EXTRA_LENGTH"""
 
 import json
 import sys
@@ -10,12 +10,12 @@ from t2t import checkpoint, compilation, decode, run, storage
 
 if __name__ == "__main__":
     compilation.keep_compiled()
-    folder, sources, beam = sys.argv[1:]
+    folder, sources, beam, extra = sys.argv[1:]
     where, experiment, vocabulary = run.load(storage.folder(folder))
     params, _ = checkpoint.load_params(where.checkpoints, experiment)
     model, longest = experiment.model.build(), experiment.model.longest
     ids = json.loads(Path(sources).read_text())["ids"]
-    config = decode.DecodingConfig(beam=int(beam))
+    config = decode.DecodingConfig(beam=int(beam), extra_length=int(extra))
 
     outputs: dict[int, list[int]] = {}
 

@@ -1,4 +1,4 @@
-"""Decodes the same pieces with Hugging Face's Marian: FOLDER SOURCES.json BEAM ROWS THREADS"""
+"""Decodes the same pieces with Hugging Face's Marian: FOLDER SOURCES.json BEAM EXTRA_LENGTH ROWS THREADS"""
 
 import json
 import sys
@@ -7,19 +7,17 @@ from typing import Any
 
 import torch
 import transformers
-from contender import serve
+from contender import by_length, serve
 
-ALPHA, EXTRA_LENGTH = 0.6, 50  # of section 6.1; here the sum is divided by length^α, and a batch has one limit
+ALPHA = 0.6  # of section 6.1; here the sum is divided by length^α, and a batch has one limit
 
 if __name__ == "__main__":
-    folder, sources, beam, rows, threads = sys.argv[1:]
+    folder, sources, beam, extra, rows, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = transformers.MarianMTModel.from_pretrained(folder).eval()
     tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
     pieces = json.loads(Path(sources).read_text())["pieces"]
     ids = [[*tokenizer.convert_tokens_to_ids(each), tokenizer.eos_token_id] for each in pieces]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # sentences of like length together, the longest first
-    batches = [order[max(0, end - int(rows)) : end] for end in range(len(order), 0, -int(rows))]
     found: dict[int, list[str]] = {}
 
     def translate(chosen: list[int]) -> None:
@@ -30,7 +28,7 @@ if __name__ == "__main__":
             num_beams=int(beam),
             length_penalty=ALPHA,
             early_stopping=False,
-            max_new_tokens=padded["input_ids"].shape[1] + EXTRA_LENGTH,
+            max_new_tokens=padded["input_ids"].shape[1] + int(extra),
             max_length=None,
             forced_eos_token_id=None,
         )
@@ -40,7 +38,7 @@ if __name__ == "__main__":
     def work() -> dict[str, float]:
         """Decodes all of them."""
         with torch.inference_mode():
-            for chosen in batches:
+            for chosen in by_length(ids, int(rows)):
                 translate(chosen)
         return {"sentences": len(ids), "tokens": sum(len(each) + 1 for each in found.values())}
 

@@ -64,18 +64,21 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
     sources, weights = folder / "sources.json", folder / "ctranslate2"
     sources.write_text(json.dumps({"ids": ids, "pieces": [vocabulary.source.pieces(each[:-1]) for each in ids]}))
     ctranslate2.write(experiment.model, params, vocabulary, weights)
-    engines = {OURS: _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, BEAM)}
+    search = BEAM, options.extra_length
+    engines = {OURS: _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, *search)}
     for kind in ("float32", "int8"):
         script = HERE / "decode_ctranslate2.py"
-        words = _words(options.peers, script, weights, sources, BEAM, kind, ROWS, options.threads)
+        words = _words(options.peers, script, weights, sources, *search, kind, ROWS, options.threads)
         engines[f"CTranslate2 {kind}"] = words
     hugging_face.write(experiment, params, vocabulary, folder / "marian")
     script = HERE / "decode_transformers.py"
     engines["Hugging Face Marian"] = _words(
-        options.peers, script, folder / "marian", sources, BEAM, ROWS, options.threads
+        options.peers, script, folder / "marian", sources, *search, ROWS, options.threads
     )
     trained = f"t2t train {_changed(experiment)} # step {max(checkpoint.all_steps(where.checkpoints))}"
-    what = f"decode, beam {BEAM}, {len(ids):,} sentences"
+    what = (
+        f"decode, beam {BEAM}, {len(ids):,} sentences, outputs of up to {options.extra_length} tokens more than these"
+    )
     return Comparison(what, "sentences", experiment, [trained, _command(options)], engines, bleu_of(experiment, pairs))
 
 
@@ -160,7 +163,11 @@ def _words(*words: Any) -> list[str]:
 
 
 def _command(options: argparse.Namespace) -> str:
-    count = f"--sentences {options.sentences}" if options.what == "decode" else f"--steps {options.steps}"
+    count = (
+        f"--sentences {options.sentences} --extra_length {options.extra_length}"
+        if options.what == "decode"
+        else f"--steps {options.steps}"
+    )
     flax = " --flax flax/examples/wmt" if options.flax else ""
     return " ".join(
         [
@@ -257,6 +264,9 @@ def main() -> None:
     parser.add_argument("--flax", default="", help="the folder examples/wmt of flax's repository")
     parser.add_argument("--engines", default="", help="which of them beside t2t, with commas between; without, all")
     parser.add_argument("--sentences", type=int, default=1000)
+    parser.add_argument(
+        "--extra_length", type=int, default=50, help="tokens that an output may have more than its source"
+    )
     parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
