@@ -124,6 +124,8 @@ def get(name: str) -> Experiment:
         UserError: there is none; names the near misses.
     """
     if name not in registered():
+        if (Path(name) / "experiment.json").is_file():
+            raise UserError(f"{name} is a run, not an experiment: t2t train NAME --init_from {name} begins from it")
         raise unknown("experiment", name, registered())
     return registered()[name]
 

@@ -241,13 +241,21 @@ def averaged(run: Run) -> list[int]:
     return _read_record(run).get("averaged", [])
 
 
+def imported_from(run: Run) -> str:
+    """The folder that the weights of a run made by `t2t import` come from; "" for one that was trained."""
+    return _read_record(run).get("imported", "")
+
+
 def parts(run: Run) -> list[dict[str, Any]]:
     """How each part of a run was made, in order: "after_step", "commit", "device", "python", "versions"."""
     return _read_record(run)["parts"]
 
 
 def data(run: Run) -> dict[str, Any]:
-    """What preparing its data reported: "pairs", "kept", "dropped", "lengths", "inputs" and so on."""
+    """What preparing its data reported: "pairs", "kept", "dropped", "lengths", "inputs" and so on.
+
+    Of imported weights nothing but a "fingerprint" that is empty.
+    """
     return _read_record(run)["data"]
 
 

@@ -20,7 +20,7 @@ def logits(folder, source, target):
     y = embedded(about, tables[1][target])
     for i in range(about["decoder_layers"]):
         y = layer(about, w, f"model.decoder.layers.{i}", y, memory)
-    return y @ tables[1].T + w["final_logits_bias"]
+    return y @ w.get("lm_head.weight", tables[1]).T + w["final_logits_bias"]
 
 
 def embedded(about, x):

@@ -28,7 +28,8 @@ def vocabulary():
 KINDS = {
     "the paper's": {},
     "learned positions, biases": dict(positions="learned", bias=True, activation="swish", norm_epsilon=1e-5),
-    "two vocabularies": dict(target_vocab_size=24, activation="gelu", output_bias=True),
+    "two vocabularies": dict(target_vocab_size=24, activation="gelu", output_bias=True, projection="own"),
+    "pre-LN, fewer layers in the decoder": dict(norm="pre", decoder_layers=1, start="padding"),
 }
 
 
@@ -37,7 +38,7 @@ def exported(request, vocabulary, tmp_path_factory):
     """(model, weights, CTranslate2's translator) of a random Transformer."""
     engine = pytest.importorskip("ctranslate2")
     config = toys.config(**{**dict(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8), **request.param})
-    params = toys.params(config, scale=1.0)
+    params = toys.drawn(config)
     folder = tmp_path_factory.mktemp("exported") / "folder"
     ours.write(config, params, vocabulary, folder)
     return config.build(), params, engine.Translator(str(folder), inter_threads=1, intra_threads=1)
@@ -77,7 +78,7 @@ def test_ctranslate2_finds_the_outputs_that_we_find(exported, vocabulary):
 def test_quantised_weights_load_and_are_smaller(vocabulary, tmp_path):
     engine = pytest.importorskip("ctranslate2")
     config = toys.config(vocab_size=24, d_model=64, d_ff=512, num_heads=2, d_k=32, d_v=32)
-    params, sizes = toys.params(config), {}
+    params, sizes = toys.drawn(config, scale=0.3), {}
     for quantization in ("float32", "float16", "int8"):
         ours.write(config, params, vocabulary, tmp_path / quantization, quantization)
         kept = engine.Translator(str(tmp_path / quantization), compute_type="default").compute_type
@@ -89,7 +90,8 @@ def test_quantised_weights_load_and_are_smaller(vocabulary, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"norm": "pre"}, "CTranslate2 has --model.norm post only, not pre"),
+        ({"positions": "rope"}, "CTranslate2 has --model.positions sinusoid or learned only, not rope"),
+        ({"attention_span": 3}, "CTranslate2 has --model.attention_span 0 only, not 3"),
         ({"d_v": 4}, "CTranslate2 has d_k = d_v = d_model / heads only, not d_k 8, d_v 4, 2 heads, d_model 16"),
     ],
 )

@@ -131,6 +131,9 @@ def test_a_source_is_a_beginning_of_the_target_that_is_given():
 def test_what_it_cannot_be_is_refused_and_learned_positions_are_halved():
     with pytest.raises(UserError, match="target_vocab_size must be 0 in a language model, not 5"):
         config(target_vocab_size=5)
+    for knob, value in (("decoder_layers", 1), ("projection", "own"), ("start", "padding")):
+        with pytest.raises(UserError, match=f"--model.{knob} must be .* in a language model, not {value}"):
+            config(**{knob: value})
     for changes in (dict(attention="fused"), dict(attention_span=4)):
         with pytest.raises(UserError, match="a language model has --model"):
             config(**changes)

@@ -29,9 +29,21 @@ def config(**changes) -> TransformerConfig:
 def params(config, scale=0.3, seed=0):
     """Weights of the right shapes, none left at its initial zero or one."""
     batch = batch_of([([1], [1])])
-    made = unboxed(config.build().init(jax.random.key(seed), batch.source, batch.target))
+    made = unboxed(jax.jit(config.build().init)(jax.random.key(seed), batch.source, batch.target))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), jnp.float32), made)
+
+
+def drawn(config, scale=1.0, seed=0):
+    """The same in a fraction of the time, about zero, and about one where norms scale."""
+    batch = batch_of([([1], [1])])
+    shapes = unboxed(jax.eval_shape(config.build().init, jax.random.key(seed), batch.source, batch.target))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        return jnp.asarray((path[-1].key == "scale") + scale * rng.normal(size=x.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def batch_of(pairs, rows=4, length=8) -> Batch:

@@ -177,7 +177,8 @@ class Text:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         if not (where := getattr(self, split)):
-            raise UserError(f"this corpus names no file for its {split} split (--task.corpus.{split})")
+            how = f"--task.corpus.{split} PAIRS.tsv, or SOURCES,TARGETS"
+            raise UserError(f"this corpus names no file for its {split} split: give {how}")
         folder = os.path.expanduser(self.folder)
         sides = [matching(os.path.join(folder, name.strip()), ".tsv") for name in where.split(",")]
         if len(sides) == 1:

@@ -34,12 +34,15 @@ def write(
         UserError: ctranslate2 is not installed, cannot express the model, or `folder` is there already.
     """
     specs = _module("specs")
-    config = expressible.check(model, vocabulary, "CTranslate2", {"positions": ("learned",)})
+    config = expressible.check(model, vocabulary, "CTranslate2", {"positions": ("learned",), "norm": ("pre",)})
     if folder.exists():
         raise UserError(f"{folder} is there already")
     activation = getattr(specs.Activation, config.activation.upper())
     spec = specs.TransformerSpec.from_config(
-        (config.num_layers,) * 2, config.num_heads, pre_norm=False, activation=activation
+        (config.num_layers, config.decoder_depth),
+        config.num_heads,
+        pre_norm=config.norm == "pre",
+        activation=activation,
     )
     _fill(spec, config, params["params"])
     sources, targets = _pieces(vocabulary)
@@ -79,16 +82,20 @@ def _fill(spec: Any, config: TransformerConfig, params: Any) -> None:
         (spec.encoder, spec.encoder.embeddings[0], source),
         (spec.decoder, spec.decoder.embeddings, target),
     ):
-        padding = np.arange(len(ours["table"])) == PAD
-        embeddings.weight = np.where(padding[:, None], 0, ours["table"])  # as input PAD is the zero vector
+        zero = (np.arange(len(ours["table"])) == PAD) & (config.start == "zero")  # as input PAD is the zero vector
+        embeddings.weight = np.where(zero[:, None], 0, ours["table"])
         side.position_encodings.encodings = ours.get("positions", sinusoids(LONGEST, config.d_model))
-    spec.decoder.projection.weight = target["table"]
+    spec.decoder.projection.weight = target.get("projection", target["table"])
     if config.output_bias:
         spec.decoder.projection.bias = target["output_bias"]
+    if config.norm == "pre":
+        _norm(spec.encoder.layer_norm, params["encoder_norm"])
+        _norm(spec.decoder.layer_norm, params["decoder_norm"])
     for i in range(config.num_layers):
         layer = _layer(params["encoder"], i)
         _attention(spec.encoder.layer[i].self_attention, layer["self_attention"], layer["residual_1"], [3])
         _feed_forward(spec.encoder.layer[i].ffn, layer["feed_forward"], layer["residual_2"])
+    for i in range(config.decoder_depth):
         layer = _layer(params["decoder"], i)
         _attention(spec.decoder.layer[i].self_attention, layer["self_attention"], layer["residual_1"], [3])
         _attention(spec.decoder.layer[i].attention, layer["cross_attention"], layer["residual_2"], [1, 2])

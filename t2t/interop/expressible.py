@@ -11,10 +11,14 @@ from t2t.models import Architecture
 from t2t.models.transformer import TransformerConfig
 
 # The knobs that other engines follow, or that change nothing of what a trained model computes.
-FOLLOWED = {"vocab_size", "target_vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v", "activation"}
+FOLLOWED = {"vocab_size", "target_vocab_size", "num_layers", "decoder_layers", "d_model", "d_ff", "num_heads", "d_k"}
 FOLLOWED |= {
+    "d_v",
+    "activation",
     "bias",
     "output_bias",
+    "projection",
+    "start",
     "norm_epsilon",
     "p_drop",
     "p_attention",

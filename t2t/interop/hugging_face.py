@@ -30,6 +30,12 @@ SPARE, NO_LOGIT = "<never>", -30_000.0
 LONGEST = 512  # tokens: what folders of this kind say that their models take
 SOURCE_MODEL, TARGET_MODEL, PIECES, TARGET_PIECES = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 ACTIVATIONS: dict[str, Any] = {"relu": "relu", "swish": "swish", "silu": "swish", "gelu": "gelu"}
+# Codes of three letters, which newer OPUS-MT models have, as those of two that scores go by.
+CODES = """
+ben:bn cat:ca ces:cs cmn:zh deu:de ell:el eng:en est:et fin:fi fra:fr gle:ga guj:gu hin:hi hun:hu isl:is ita:it kan:kn
+lav:lv lit:lt mal:ml mar:mr nld:nl pan:pa pol:pl por:pt ron:ro rus:ru slk:sk slv:sl spa:es swe:sv tam:ta tel:te zho:zh
+"""
+LANGUAGES = {code[:3]: code[4:] for code in CODES.split()}
 
 
 # ------------------------------------------------------------------------------ Out
@@ -45,8 +51,8 @@ def write(experiment: Experiment, params: Any, vocabulary: Vocabularies, folder:
     if folder.exists():
         raise UserError(f"{folder} is there already")
     params, output = params["params"], "target_embedding" if config.target_vocab_size else "embedding"
-    spare = bool(np.asarray(params[output]["table"][PAD]).any())
-    numbers = Numbers.of(config, spare)
+    two_meanings = (config.projection, config.start) == ("shared", "zero")
+    numbers = Numbers.of(config, spare=two_meanings and bool(np.asarray(params[output]["table"][PAD]).any()))
     with storage.replaced(folder) as place:
         storage.write(place / "model.safetensors", safetensors.dumps(_tensors(config, params, numbers)))
         for name, content in _texts(experiment, vocabulary, numbers).items():
@@ -75,16 +81,17 @@ class Numbers(NamedTuple):
 
 
 def _tensors(config: TransformerConfig, params: Any, numbers: Numbers) -> marian.Tensors:
-    tensors = marian.layers(config, params)
+    tensors, own = marian.layers(config, params), config.projection == "own"
+    zero = config.start == "zero"
     if numbers.shared:
-        tensors["model.shared.weight"] = _rows(config, params["embedding"]["table"], numbers.source)
-    else:
-        for stack, name, order in (
-            ("encoder", "embedding", numbers.source),
-            ("decoder", "target_embedding", numbers.target),
-        ):
-            tensors[f"model.{stack}.embed_tokens.weight"] = _rows(config, params[name]["table"], order)
+        tensors["model.shared.weight"] = _rows(config, params["embedding"]["table"], numbers.source, zero)
+    for stack, order in (("encoder", numbers.source), ("decoder", numbers.target)):
+        if own or not numbers.shared:
+            ours = params["embedding" if numbers.shared or stack == "encoder" else "target_embedding"]
+            tensors[f"model.{stack}.embed_tokens.weight"] = _rows(config, ours["table"], order, zero)
     target = params["embedding" if numbers.shared else "target_embedding"]
+    if own:
+        tensors["lm_head.weight"] = _rows(config, target["projection"], numbers.target, False)
     bias = np.zeros(len(target["table"]), np.float32) if not config.output_bias else np.asarray(target["output_bias"])
     without = NO_LOGIT if None in numbers.target else bias[PAD]
     chosen = [bias[PAD] if i is None else without if i == PAD else bias[i] for i in numbers.target]
@@ -92,10 +99,11 @@ def _tensors(config: TransformerConfig, params: Any, numbers: Numbers) -> marian
     return tensors
 
 
-def _rows(config: TransformerConfig, table: Any, order: list[int | None]) -> np.ndarray:
+def _rows(config: TransformerConfig, table: Any, order: list[int | None], zero: bool) -> np.ndarray:
+    """The rows of one of our matrices in Marian's order; `zero`: that of <pad> is."""
     theirs = marian.table(config, table)
-    zero = np.zeros_like(theirs[PAD])
-    return np.stack([theirs[PAD] if i is None else zero if i == PAD else theirs[i] for i in order])
+    padding = np.zeros_like(theirs[PAD]) if zero else theirs[PAD]
+    return np.stack([theirs[PAD] if i is None else padding if i == PAD else theirs[i] for i in order])
 
 
 def _texts(experiment: Experiment, vocabulary: Vocabularies, numbers: Numbers) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _shape(config: Any, numbers: Numbers) -> dict[str, Any]:
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
         for name, value in (
-            ("layers", config.num_layers),
+            ("layers", marian.depth(config, side)),
             ("attention_heads", config.num_heads),
             ("ffn_dim", config.d_ff),
             ("layerdrop", 0.0),
@@ -148,7 +156,7 @@ def _shape(config: Any, numbers: Numbers) -> dict[str, Any]:
         "vocab_size": len(numbers.source),
         "decoder_vocab_size": len(numbers.target),
         "share_encoder_decoder_embeddings": numbers.shared,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.projection == "shared",
         "d_model": config.d_model,
         **sides,
         "activation_function": config.activation,
@@ -189,20 +197,32 @@ def read(folder: Path) -> Found:
     Raises:
         UserError: `folder` holds no such model, a damaged one, or one that cannot be expressed here; says why.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}: a model is imported from files, which `hf download NAME --local-dir DIR` gets"
+        )
     about, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer_config.json", {})
     if about.get("model_type") != "marian":
         raise UserError(f"{folder} holds a model of type {about.get('model_type')!r}; Marian's are read")
     try:
         found = _Marian(folder, about, tokenizer)
         model, params = found.weights()
+        decoding = _decoding(folder, about)
     except KeyError as error:
         raise UserError(f"{folder} is damaged: it has no {error.args[0]}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{folder} is damaged: {error}") from None
-    languages = tuple(tokenizer.get(f"{side}_lang") or "" for side in ("source", "target"))
-    beams = _json(folder / "generation_config.json", {}).get("num_beams") or about.get("num_beams") or 1
+    languages = [str(tokenizer.get(f"{side}_lang") or "") for side in ("source", "target")]
+    source, target = (LANGUAGES.get(each, each) for each in languages)
+    return Found(model, params, found.vocabulary(), (source, target), decoding)
+
+
+def _decoding(folder: Path, about: dict[str, Any]) -> DecodingConfig:
+    """How the folder says that its model decodes; what it divides by is the length, ours is near to it."""
+    knobs = {**about, **_json(folder / "generation_config.json", {})}
+    beam, penalty = knobs.get("num_beams") or 1, knobs.get("length_penalty")
     most = min(LONGEST, about.get("max_position_embeddings", LONGEST))
-    return Found(model, params, found.vocabulary(), (languages[0], languages[1]), DecodingConfig(beams, max_input=most))
+    return DecodingConfig(int(beam), max(0.0, 1.0 if penalty is None else float(penalty)), max_input=most)
 
 
 class _Marian:
@@ -210,16 +230,25 @@ class _Marian:
 
     def __init__(self, folder: Path, about: dict[str, Any], tokenizer: dict[str, Any]) -> None:
         self._folder, self._about = folder, about
-        self._shared = about.get("share_encoder_decoder_embeddings", True)
-        if self._shared == tokenizer.get("separate_vocabs", False):
+        self._shared = bool(about.get("share_encoder_decoder_embeddings", True))
+        if self._shared == bool(tokenizer.get("separate_vocabs")):
             raise UserError(f"{folder}: one of model and tokenizer has separate vocabularies, the other has not")
-        if not about.get("tie_word_embeddings", True):
-            raise UserError(f"{folder}: its projection before the softmax is not the embedding of its targets, as here")
         ids = {PAD: about["pad_token_id"], EOS: about["eos_token_id"]}
         if about["decoder_start_token_id"] != ids[PAD]:
             raise UserError(f"{folder}: its outputs begin with another token than <pad>, as they do here")
-        names = (PIECES, PIECES if self._shared else TARGET_PIECES)
-        self._orders = [_Order.of(folder / name, ids, _text(tokenizer.get("unk_token", "<unk>"))) for name in names]
+        self._tied = bool(about.get("tie_word_embeddings", True))
+        self._tensors = _tensors_in(folder)
+        self._zero = not self._named("decoder")[ids[PAD]].any()  # training by transformers gives <pad> an embedding
+        names, unk = (PIECES, PIECES if self._shared else TARGET_PIECES), _text(tokenizer.get("unk_token", "<unk>"))
+        self._orders = [_Order.of(folder / name, ids, unk, self._tied and self._zero) for name in names]
+
+    def _named(self, side: str) -> np.ndarray:
+        """The embedding of a side, which is kept under one or more of its names."""
+        one = self._shared and self._tied
+        names = [f"model.{side}.embed_tokens.weight", *["model.shared.weight"] * self._shared]
+        names += ["lm_head.weight"] * (one or (self._tied and side == "decoder"))
+        names += ["model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"] * one
+        return self._tensors[next((name for name in names if name in self._tensors), names[0])]
 
     def vocabulary(self) -> Vocabularies:
         """Ours, if it is one that came from here; else lists of pieces beside what cuts text into them."""
@@ -237,46 +266,60 @@ class _Marian:
 
     def weights(self) -> tuple[TransformerConfig, Any]:
         """The model's knobs and its weights."""
-        tensors, about = _tensors_in(self._folder), self._about
-        bias = np.asarray(tensors.get("final_logits_bias", np.zeros((1, len(self._orders[1].theirs)))), np.float32)[0]
-        bias = bias[self._orders[1].theirs]
-        model = self._model(tensors, bool(bias.any()))
-        tables = [self._table(model, tensors, side) for side in ("encoder", "decoder")[: 1 if self._shared else 2]]
-        params: dict[str, Any] = marian.from_layers(model, tensors)
-        for name, table in zip(("embedding", "target_embedding"), tables, strict=False):
-            params[name] = {"table": table}
+        tensors, about, target = self._tensors, self._about, self._orders[1]
+        bias = np.asarray(tensors.get("final_logits_bias", np.zeros((1, len(target.theirs)))), np.float32)[0]
+        bias = bias[target.theirs]
+        source_table, target_table = self._named("encoder"), self._named("decoder")
+        one = self._shared and np.array_equal(source_table, target_table)
+        model = self._model(0 if one else len(target.theirs), bool(bias.any()))
+        params: dict[str, Any] = {"embedding": {"table": self._table(model, source_table, self._orders[0])}}
+        if not one:
+            params["target_embedding"] = {"table": self._table(model, target_table, target)}
+        params |= marian.from_layers(model, tensors)
+        outputs = params["embedding" if one else "target_embedding"]
+        if not self._tied:
+            outputs["projection"] = self._table(model, tensors["lm_head.weight"], target)
         if model.output_bias:
-            params["embedding" if self._shared else "target_embedding"]["output_bias"] = bias
+            outputs["output_bias"] = bias
         if not about.get("scale_embedding", False):
             params = marian.without_scale(model, params)
         return model, {"params": params}
 
-    def _model(self, tensors: marian.Tensors, output_bias: bool) -> TransformerConfig:
-        about = self._about
-        for flag in ("normalize_before", "normalize_embedding", "add_final_layer_norm"):
+    def _model(self, targets: int, output_bias: bool) -> TransformerConfig:
+        """The knobs; `targets`: how many pieces there are of targets, if these have an embedding of their own."""
+        about, pre = self._about, bool(self._about.get("normalize_before"))
+        if pre and "model.decoder.layer_norm.weight" not in self._tensors:
+            there = "model.decoder.layer_norm is not there"
+            raise UserError(f"{self._folder}: normalize_before asks for norms after the last layers, but {there}")
+        for flag in ("normalize_embedding", *([] if pre else ["add_final_layer_norm"])):
             if about.get(flag):
                 raise UserError(f"{self._folder}: {flag} is not what MarianMTModel computes: it normalises afterwards")
         if (activation := about.get("activation_function", "gelu")) not in ACTIVATIONS:
             raise unknown("activation_function", activation, ACTIVATIONS)
-        layers, heads, d_ff = (self._both(name) for name in ("layers", "attention_heads", "ffn_dim"))
+        heads, d_ff = (self._both(name) for name in ("attention_heads", "ffn_dim"))
+        layers, decoder_layers = about["encoder_layers"], about["decoder_layers"]
         d_model = about["d_model"]
         model = TransformerConfig(
             vocab_size=len(self._orders[0].theirs),
-            target_vocab_size=0 if self._shared else len(self._orders[1].theirs),
+            target_vocab_size=targets,
             num_layers=layers,
+            decoder_layers=0 if decoder_layers == layers else decoder_layers,
             d_model=d_model,
             d_ff=d_ff,
             num_heads=heads,
             d_k=d_model // heads,
             d_v=d_model // heads,
-            p_drop=about.get("dropout", 0.1),
-            p_attention=about.get("attention_dropout", 0.0),
+            p_drop=float(about.get("dropout", 0.1)),
+            p_attention=float(about.get("attention_dropout", 0.0)),
             activation=ACTIVATIONS[activation],
+            norm="pre" if pre else "post",
             output_bias=output_bias,
+            projection="shared" if self._tied else "own",
+            start="zero" if self._zero else "padding",
             norm_epsilon=marian.EPSILON,
             dtype="float32",
         )
-        return dataclasses.replace(model, bias=marian.has_biases(model, tensors))
+        return dataclasses.replace(model, bias=marian.has_biases(model, self._tensors))
 
     def _both(self, name: str) -> int:
         """What is one knob here."""
@@ -285,15 +328,10 @@ class _Marian:
             raise UserError(f"{self._folder}: encoder_{name} is {encoder}, decoder_{name} {decoder}; here they are one")
         return encoder
 
-    def _table(self, model: TransformerConfig, tensors: marian.Tensors, side: str) -> np.ndarray:
-        """The embedding of a side, its rows in our order."""
-        order = self._orders[side == "decoder"]
-        name = "model.shared.weight" if self._shared else ""
-        table = tensors[name if name in tensors else f"model.{side}.embed_tokens.weight"]
+    def _table(self, model: TransformerConfig, table: np.ndarray, order: "_Order") -> np.ndarray:
+        """A matrix with a row a piece, its rows in our order."""
         if table.shape != (order.rows, model.d_model):
             raise ValueError(f"an embedding of {list(table.shape)} for {order.rows} pieces and d_model {model.d_model}")
-        if table[self._about["pad_token_id"]].any():
-            raise UserError(f"{self._folder}: its outputs begin with a vector that is not zero, as it is here")
         return marian.from_table(model, table)[order.theirs]
 
 
@@ -305,16 +343,16 @@ class _Order(NamedTuple):
     rows: int  # of Marian's matrices
 
     @classmethod
-    def of(cls, path: Path, ids: dict[int, int], unk: str) -> "_Order":
-        """From a vocab.json; the ids of padding and end, and the name of what is unknown."""
+    def of(cls, path: Path, ids: dict[int, int], unk: str, spare: bool) -> "_Order":
+        """From a vocab.json; the ids of padding and end, and the name of what is unknown; `spare`: see `SPARE`."""
         listed = _json(path)
         named = {i: piece for piece, i in listed.items()}
         first = [ids[PAD], ids[EOS], listed[unk]]
         if sorted(named) != [*range(len(listed))] or not {*first} <= named.keys():
             raise ValueError(f"{path.name} does not number its pieces from 0 on")
-        rest = [i for i in range(len(listed)) if i not in first and named[i] != SPARE]
+        rest = [i for i in range(len(listed)) if i not in first and not (spare and named[i] == SPARE)]
         pieces = (*SPECIAL.values(), *(named[i] for i in rest))
-        first[PAD] = listed.get(SPARE, first[PAD])
+        first[PAD] = listed.get(SPARE, first[PAD]) if spare else first[PAD]
         return cls(np.array([*first, *rest]), pieces, len(listed))
 
 

@@ -54,6 +54,7 @@ DECODER = {
     **FEED_FORWARD,
     **_norm("residual_3", "final_layer_norm"),
 }
+FINAL = {**_norm("encoder_norm", "model.encoder.layer_norm"), **_norm("decoder_norm", "model.decoder.layer_norm")}
 STACKS = {"encoder": ENCODER, "decoder": DECODER}
 SELF = (("self_attention/query", "self_attention/key", "self_attention/value"), "self_attention/output")
 CROSS = (("cross_attention/query",), "cross_attention/output")
@@ -67,7 +68,7 @@ def layers(config: TransformerConfig, params: Any) -> Tensors:
     for stack, names in STACKS.items():
         flat = _with_epsilon(stack, _flat(params[stack]), math.sqrt(EPSILON / config.norm_epsilon))
         for ours, (theirs, axes) in names.items():
-            for i in range(config.num_layers):
+            for i in range(depth(config, stack)):
                 x = flat[ours][i] if ours in flat else np.zeros([sizes[a] for a in axes], np.float32)
                 tensors[f"model.{stack}.layers.{i}.{theirs}"] = _theirs(x, axes, order)
     return tensors
@@ -76,6 +77,8 @@ def layers(config: TransformerConfig, params: Any) -> Tensors:
 def from_layers(config: TransformerConfig, tensors: Tensors) -> dict[str, Any]:
     """The inverse of `layers`, of tensors whose ε is that of `config`: {"encoder": ..., "decoder": ...}.
 
+    With pre-LN, which `layers` cannot write, also the norms after the last layers.
+
     Raises:
         KeyError: a tensor is missing. ValueError: one has another shape.
     """
@@ -83,12 +86,19 @@ def from_layers(config: TransformerConfig, tensors: Tensors) -> dict[str, Any]:
     for stack, names in STACKS.items():
         flat = {}
         for ours, (theirs, axes) in names.items():
-            each = [tensors[f"model.{stack}.layers.{i}.{theirs}"] for i in range(config.num_layers)]
+            each = [tensors[f"model.{stack}.layers.{i}.{theirs}"] for i in range(depth(config, stack))]
             flat[ours] = np.stack([_ours(x, axes, sizes, order) for x in each])
         if not config.bias:
             flat = {ours: x for ours, x in flat.items() if "attention" not in ours or not ours.endswith("bias")}
         found[stack] = unflatten_dict(flat, sep="/")
-    return found
+    final = FINAL if config.norm == "pre" else {}
+    norms = {ours: _ours(tensors[theirs], axes, sizes, order) for ours, (theirs, axes) in final.items()}
+    return {**found, **unflatten_dict(norms, sep="/")}
+
+
+def depth(config: TransformerConfig, stack: str) -> int:
+    """How many layers the "encoder" or the "decoder" has."""
+    return config.num_layers if stack == "encoder" else config.decoder_depth
 
 
 def has_biases(config: TransformerConfig, tensors: Tensors) -> bool:
@@ -111,16 +121,20 @@ def from_table(config: TransformerConfig, x: np.ndarray) -> np.ndarray:
 def without_scale(config: TransformerConfig, params: dict[str, Any]) -> dict[str, Any]:
     """The same model for weights whose embedding is meant to be taken as it stands, not times √d_model.
 
-    Its matrix is made smaller by that; for the logits the last layer's output is made larger.
+    Its matrix is made smaller by that; for the logits, where they are by the same matrix, the decoder's output is made
+    larger.
     """
     root = np.float32(math.sqrt(config.d_model))
     flat = _flat(params)
     for name in flat:
         if name.endswith("table"):
             flat[name] = flat[name] / root
-    for name in ("decoder/residual_3/scale", "decoder/residual_3/bias"):
-        flat[name] = flat[name].copy()
-        flat[name][-1] *= root
+    last = "decoder_norm" if config.norm == "pre" else "decoder/residual_3"
+    for name in (f"{last}/scale", f"{last}/bias"):
+        if config.projection == "shared":
+            factors = np.ones_like(flat[name])
+            factors.reshape(-1, config.d_model)[-1] = root
+            flat[name] = flat[name] * factors
     return unflatten_dict(flat, sep="/")
 
 

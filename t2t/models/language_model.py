@@ -37,6 +37,9 @@ class LanguageModelConfig(TransformerConfig):
         if self.target_vocab_size:
             given = f"not {self.target_vocab_size}"
             raise UserError(f"--model.target_vocab_size must be 0 in a language model, {given}: it has one vocabulary")
+        for knob in ("decoder_layers", "projection", "start"):  # of an encoder beside a decoder
+            if (given := getattr(self, knob)) != (only := getattr(TransformerConfig, knob)):
+                raise UserError(f"--model.{knob} must be {only} in a language model, not {given}")
         if self.attention_span or self.attention == "fused":  # in packed rows a target stands apart from its source
             given = f"not {self.attention} and {self.attention_span}"
             raise UserError(

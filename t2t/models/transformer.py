@@ -33,6 +33,7 @@ class TransformerConfig:
     vocab_size: Annotated[int, Range(low=4)] = 37_000  # V: pieces of both sides; paper: 37,000 EN-DE, 32,000 EN-FR
     target_vocab_size: Whole = 0  # V: tokens of targets with a vocabulary of their own; 0: shared, as in the paper
     num_layers: Count = 6  # N: layers of the encoder, and of the decoder; paper: 6
+    decoder_layers: Whole = 0  # layers of the decoder, where not as many as of the encoder; 0, paper: as many
     d_model: Count = 512  # d_model: width of embeddings and of every sub-layer's output; paper: 512, big 1024
     d_ff: Count = 2048  # d_ff: inner width of the feed-forward layer; paper: 2048, big 4096
     num_heads: Count = 8  # h: attention heads; paper: 8, big 16
@@ -49,6 +50,8 @@ class TransformerConfig:
     activation: Literal["relu", "swish", "gelu"] = "relu"  # of the feed-forward layer; paper: relu, max(0, x)
     bias: bool = False  # b added by the four projections of attention; paper: none
     output_bias: bool = False  # b added to the logits; paper: none
+    projection: Literal["shared", "own"] = "shared"  # the matrix before the softmax: that of targets, or one of its own
+    start: Literal["zero", "padding"] = "zero"  # what outputs begin from: the zero vector, or the embedding of padding
     norm_epsilon: Positive = 1e-6  # ε added to the variance by layer normalisation
     unroll: Count = 1  # layers: copies of a layer in the compiled loop over layers; more runs faster, compiles slower
 
@@ -62,6 +65,11 @@ class TransformerConfig:
                 "--model.p_attention drops attention weights, so it needs --model.attention dense and "
                 f"--model.attention_span 0, not {self.attention} and {self.attention_span}"
             )
+
+    @property
+    def decoder_depth(self) -> int:
+        """N of the decoder."""
+        return self.decoder_layers or self.num_layers
 
     @property
     def longest(self) -> int | None:
@@ -104,8 +112,11 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         # Two vocabularies, two matrices: then the second is that of targets and of the projection before the softmax.
         c, own = self.config, self.config.target_vocab_size
-        self.embedding = Embedding(c, c.vocab_size, bias=c.output_bias and not own)
-        self.target_embedding = Embedding(c, own, bias=c.output_bias) if own else self.embedding
+        targets = functools.partial(
+            Embedding, c, bias=c.output_bias, own=c.projection == "own", padding=c.start == "padding"
+        )
+        self.embedding = Embedding(c, c.vocab_size) if own else targets(c.vocab_size)
+        self.target_embedding = targets(own) if own else self.embedding
         self.encoder = EncoderLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
         self.decoder = DecoderLayer(self.config)
         if self.config.norm == "pre":  # each layer's last sum leaves it without one
@@ -126,7 +137,8 @@ class Transformer(nn.Module):
         def layer(decoder: DecoderLayer, y: jax.Array, _: None) -> tuple[jax.Array, None]:
             return decoder(y, self_mask, memory, memory_mask, angles, train=train), None
 
-        return self._finished(scan_layers(self.config, layer, self.decoder, y, None)[0])
+        depth = self.config.decoder_depth
+        return self._finished(scan_layers(self.config, layer, self.decoder, y, None, depth)[0])
 
     def logits(self, y: jax.Array) -> jax.Array:
         """Y [B T D] -> float32 logits [B T V]."""
@@ -152,12 +164,12 @@ class Transformer(nn.Module):
             "index": jnp.zeros((), jnp.int32),
             "lengths": jnp.zeros(b, jnp.int32),
             "seen": jnp.zeros((b, beams, places), bool),
-            "keys": tuple(jnp.zeros((c.num_layers, b, c.num_heads, c.d_k, places), c.dtype)),
-            "values": tuple(jnp.zeros((c.num_layers, b, c.num_heads, places, c.d_v), c.dtype)),
+            "keys": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, c.d_k, places), c.dtype)),
+            "values": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, places, c.d_v), c.dtype)),
             "memory_keys": tuple(memory_keys),
             "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
-            "layers": taken_apart(self.decoder.variables["params"], c.num_layers),
+            "layers": taken_apart(self.decoder.variables["params"], c.decoder_depth),
         }
 
     def _keys_and_values(self, source: Sequences, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +179,7 @@ class Transformer(nn.Module):
             keys, values = decoder.cross_attention.keys_and_values(memory)
             return carry, (jnp.einsum("BSHk->BHkS", keys), jnp.einsum("BSHv->BHSv", values))
 
-        return scan_layers(self.config, layer, self.decoder, None, None)[1]
+        return scan_layers(self.config, layer, self.decoder, None, None, self.config.decoder_depth)[1]
 
     def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
         """Feeds the last token of every hypothesis, [B K], PAD before the first -> (next logits [B K V], cache)."""
@@ -203,13 +215,15 @@ class Transformer(nn.Module):
         return rotary_angles(positions, self.config.d_k) if self.config.positions == "rope" else None
 
 
-def scan_layers(config: Any, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any) -> Any:
-    """Runs `body(layer, carry, slice)` for each of an architecture's `num_layers`, traced once."""
+def scan_layers(
+    config: Any, body: Callable[..., Any], layer: nn.Module, carry: Any, per_layer: Any, layers: int = 0
+) -> Any:
+    """Runs `body(layer, carry, slice)` for each of an architecture's `num_layers`, or of `layers`, traced once."""
     scan = nn.scan(
         body,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
-        length=config.num_layers,
+        length=layers or config.num_layers,
         unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: None},  # Linen asks for the mesh axis of `N`: none
     )
@@ -493,7 +507,9 @@ class Embedding(nn.Module):
 
     config: Any  # an architecture's: d_model, p_drop, dtype, and `positions`; max_length where these are learned
     vocab_size: int
-    bias: bool = False
+    bias: bool = False  # added to the logits
+    own: bool = False  # the projection has a matrix of its own
+    padding: bool = False  # PAD has an embedding; else it embeds to zero
 
     def setup(self) -> None:
         c = self.config
@@ -501,6 +517,8 @@ class Embedding(nn.Module):
         self.table = self.param("table", init, (self.vocab_size, c.d_model))
         if self.bias:
             self.output_bias = self.param("output_bias", named(nn.initializers.zeros, "V"), (self.vocab_size,))
+        if self.own:
+            self.projection = self.param("projection", init, (self.vocab_size, c.d_model))
         if c.positions == "learned":
             init = named(nn.initializers.normal(c.d_model**-0.5), "TD")
             self.positions = self.param("positions", init, (c.max_length, c.d_model))
@@ -509,11 +527,12 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool, length: int = 0) -> jax.Array:
         """Tokens [B T] at `positions` [B T], all below `length` (T unless given) -> [B T D].
 
-        The embedding times √d_model, plus the position's row if positions have rows, then dropout; PAD embeds to zero.
+        The embedding times √d_model, plus the position's row if positions have rows, then dropout.
         """
         c = self.config
         table = constrain(self.table, "VD")  # whole rows, so that looking one up stays where its batch is
-        x = constrain(table[tokens], "BTD") * (math.sqrt(c.d_model) * (tokens != PAD))[..., None]
+        embeds = jnp.ones_like(tokens) if self.padding else tokens != PAD
+        x = constrain(table[tokens], "BTD") * (math.sqrt(c.d_model) * embeds)[..., None]
         if c.positions in ("sinusoid", "learned"):
             x = x + self._rows(length or tokens.shape[1])[positions]
         return constrain(self.dropout(x, train=train).astype(c.dtype), "BTD")
@@ -526,7 +545,7 @@ class Embedding(nn.Module):
 
     def logits(self, y: jax.Array) -> jax.Array:
         """Y [B T D] -> float32 logits [B T V]: y times the matrix, no scale, and in the paper no bias."""
-        logits: Any = linear("BTD,VD->BTV", "float32", y, self.table)
+        logits: Any = linear("BTD,VD->BTV", "float32", y, self.projection if self.own else self.table)
         return constrain(logits + self.output_bias if self.bias else logits, "BTV")
 
 

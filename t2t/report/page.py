@@ -102,7 +102,7 @@ def _page(read: _Read, average: int | None, say: Say) -> dict[str, Any]:
             "parts": [_part(part) for part in runs.parts(read.run)],
             "differences": _differences(read.experiment),
             "knobs": _knobs(read.experiment),
-            "data": _data(runs.data(read.run)),
+            "data": _data(read.run),
         },
         "curves": [{"name": read.name, **_curves(read)}],
         "evaluations": [_evaluation(each) for each in reversed(read.evaluations)],
@@ -125,8 +125,8 @@ def _tiles(read: _Read) -> list[tuple[str, str, str]]:
             score = scores[name]
             found.append((f"{name}, {split}", f"{score['score']:.2f}", f"{score['low']:.2f} to {score['high']:.2f}"))
         found.append((f"perplexity, {split}", f"{newest.summary['perplexity']:.2f}", "per token"))
-    steps = _last_step(read)
-    found.append(("steps", f"{steps:,}", f"of {read.experiment.train_steps:,}"))
+    if not runs.imported_from(read.run):
+        found.append(("steps", f"{_last_step(read):,}", f"of {read.experiment.train_steps:,}"))
     found.append(("parameters", f"{parameters(read.experiment):,}", type(read.experiment.model.build()).__name__))
     if speed := _speed(read):
         found.append(("tokens/s", f"{speed:,.0f}", "median, targets"))
@@ -174,8 +174,11 @@ def _knobs(experiment: Experiment) -> list[tuple[str, str, str]]:
     return [(path, str(value), comment) for path, (value, _, comment) in experiments.leaves(experiment).items()]
 
 
-def _data(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _data(run: Run) -> list[tuple[str, str]]:
     """What preparing the training pairs found, in words."""
+    if where := runs.imported_from(run):
+        return [("training", f"elsewhere: the weights were imported from {where}")]
+    report = runs.data(run)
     lines = [("pairs", f"{report['pairs']:,} read, {report['kept']:,} kept")]
     for name, counts in (("cleaned", report.get("reading", {})), ("dropped", report.get("dropped", {}))):
         if counts:
@@ -229,7 +232,8 @@ def _decoding(knobs: dict[str, Any] | None) -> list[str]:
 def _samples(read: _Read, say: Say) -> tuple[dict[str, Any], samples.Rated | None]:
     """The newest evaluation's sentences for the page, and all of them rated; or why there are none."""
     if not read.evaluations:
-        return {"missing": f"There is no evaluation yet: t2t evaluate {read.run.folder}"}, None
+        named = " --task.corpus.test FILES" if runs.imported_from(read.run) else ""
+        return {"missing": f"There is no evaluation yet: t2t evaluate {read.run.folder}{named}"}, None
     newest = read.evaluations[-1]
     if not newest.summary["decoding"]:
         return {"missing": "Texts without sources have no outputs: t2t sample draws some."}, None
