@@ -21,7 +21,9 @@ from t2t import cost
 from t2t.experiment import get, override
 from t2t.run import Run, read_metrics
 
-NAMES = ("multi30k_ende", "multi30k_recurrent", "multi30k_convolutional", "multi30k_language_model")
+NAMES = tuple(
+    f"multi30k_{name}" for name in ("ende", "recurrent", "convolutional", "language_model", "pre_ln", "rope", "learned")
+)
 CHECKPOINTS, AVERAGE = 20, 5  # that the Transformer writes, and how many of the last are averaged
 PACE = 40  # steps from which the time of a step is told: compilation is not in it
 

@@ -1,4 +1,4 @@
-"""Decodes token ids with t2t: RUN SOURCES.json BEAM EXTRA_LENGTH"""
+"""Decodes token ids with t2t: RUN SOURCES.json BEAM EXTRA_LENGTH DTYPE"""
 
 import json
 import sys
@@ -7,11 +7,13 @@ from pathlib import Path
 from contender import serve
 
 from t2t import checkpoint, compilation, decode, run, storage
+from t2t.experiment import override
 
 if __name__ == "__main__":
     compilation.keep_compiled()
-    folder, sources, beam, extra = sys.argv[1:]
+    folder, sources, beam, extra, dtype = sys.argv[1:]
     where, experiment, vocabulary = run.load(storage.folder(folder))
+    experiment = override(experiment, {"model.dtype": dtype})
     params, _ = checkpoint.load_params(where.checkpoints, experiment)
     model, longest = experiment.model.build(), experiment.model.longest
     ids = json.loads(Path(sources).read_text())["ids"]

@@ -65,7 +65,8 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
     sources.write_text(json.dumps({"ids": ids, "pieces": [vocabulary.source.pieces(each[:-1]) for each in ids]}))
     ctranslate2.write(experiment.model, params, vocabulary, weights)
     search = BEAM, options.extra_length
-    engines = {OURS: _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, *search)}
+    ours = _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, *search)
+    engines = {OURS: [*ours, "float32"], f"{OURS} bfloat16": [*ours, "bfloat16"]}
     for kind in ("float32", "int8"):
         script = HERE / "decode_ctranslate2.py"
         words = _words(options.peers, script, weights, sources, *search, kind, ROWS, options.threads)

@@ -74,8 +74,8 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
 
 
 def of_a_run(knob: str) -> bool:
-    """Whether it can still change when a run is trained: how attention is computed is no part of what was learned."""
-    return knob.startswith(OF_A_RUN) or knob == "model.attention"
+    """Whether it can still change when a run is trained: how products are computed is no part of what was learned."""
+    return knob.startswith(OF_A_RUN) or knob in ("model.attention", "model.dtype")
 
 
 def _takes(verb: Verb, knob: str) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t2t import cost, memory
@@ -22,6 +21,7 @@ from t2t.data.prepare import Sizes, prepare
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
 from t2t.experiment import Experiment, override
+from t2t.models.products import einsum
 from t2t.run import begun_from
 from t2t.sharding import make_mesh, on, place, unboxed
 from t2t.train import (
@@ -75,7 +75,7 @@ def matrix_rate(mesh: jax.sharding.Mesh, dtype: str) -> float:
 
     @jax.jit
     def products(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, PRODUCTS, lambda _, y: jnp.matmul(x, y), x)
+        return jax.lax.fori_loop(0, PRODUCTS, lambda _, y: einsum("ijk,ikl->ijl", x, y, dtype), x)
 
     x = made(jax.random.key(0))
     jax.block_until_ready(products(x))

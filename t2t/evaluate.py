@@ -107,7 +107,7 @@ def evaluate(
     """
     summary, lines = _measure(experiment, vocabulary, params, name, {"checkpoints": steps}, say)
     # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
-    how = [summary[key] for key in ("data", "decoding", "constraint") if summary[key]]
+    how = [summary[key] for key in ("data", "decoding", "constraint", "dtype") if summary[key]]
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
     folder = write_evaluation(run, f"{name}-step{steps[-1]}-average{len(steps)}-{digest}", lines, summary)
     triples = zip(*(lines.get(kind, []) for kind in ("sources", "hypotheses", "references")), strict=False)
@@ -163,6 +163,7 @@ def _measure(
         "tokens": measured["tokens"],
         **weights,
         "decoding": dataclasses.asdict(experiment.decoding) if experiment.task.has_sources else None,
+        "dtype": getattr(experiment.model, "dtype", None),  # not every architecture has a choice
         "data": fingerprint(experiment.task.inputs(name)),
         "constraint": constraint and constraint.knobs,
         "outputs": facts,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from t2t.errors import UserError
+from t2t.models.products import einsum, product
 from t2t.sharding import by_heads
 
 NEVER = float(jnp.finfo(jnp.float32).min)  # the score of a key that a query may not see; finite, so never a NaN
@@ -105,10 +106,10 @@ def attention(
     q [B T H k], k [B S H k], v [B S H v] -> [B T H v]. The weights [B H T S] pass through `change`.
     A query that may see nothing (padding) gets the plain mean of the values, never a NaN.
     """
-    scores = jnp.einsum("BTHk,BSHk->BHTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = product("BTHk,BSHk->BHTS", "float32", q, k) / math.sqrt(q.shape[-1])
     scores = jnp.where(mask.dense(), scores, NEVER)
     weights = change(jax.nn.softmax(scores))
-    return jnp.einsum("BHTS,BSHv->BTHv", weights.astype(v.dtype), v)
+    return product("BHTS,BSHv->BTHv", v.dtype.name, weights.astype(v.dtype), v)
 
 
 # ------------------------------------------------------------------------------ Restricted (section 4)
@@ -132,12 +133,12 @@ def restricted(
     blocks = -(-length // width)
     own = functools.partial(_cut, blocks=blocks, width=width)
     near = lambda x: _with_neighbours(own(x), *beside)  # noqa: E731
-    scores = jnp.einsum("BctHk,BcsHk->BHcts", own(q), near(k), preferred_element_type=jnp.float32)
+    scores = product("BctHk,BcsHk->BHcts", "float32", own(q), near(k))
     # A place as counted within the block: that of keys begins a block earlier. Beyond either end is padding.
     places = jnp.arange(width), jnp.arange(width * (1 + sum(beside))) - width * beside[0]
     seen = allowed(mask.window, own(mask.query_segments), near(mask.key_segments), *places)[:, None]
     weights = jax.nn.softmax(jnp.where(seen, scores / math.sqrt(q.shape[-1]), NEVER))
-    out = jnp.einsum("BHcts,BcsHv->BctHv", weights.astype(v.dtype), near(v))
+    out = product("BHcts,BcsHv->BctHv", v.dtype.name, weights.astype(v.dtype), near(v))
     return out.reshape(q.shape[0], blocks * width, *out.shape[3:])[:, :length]
 
 
@@ -209,8 +210,8 @@ def _blocked_backward(window: Any, kept: Any, d_out: jax.Array) -> Any:
         weights = jnp.where(seen, jnp.exp(scores - log_z[..., None]), 0)
         d_weights = jnp.einsum("BTHv,BSHv->BHTS", d_out, values, preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - mean[..., None]) * scale).astype(q.dtype)
-        dk = jnp.einsum("BHTS,BTHk->BSHk", d_scores, q)
-        dv = jnp.einsum("BHTS,BTHv->BSHv", weights.astype(d_out.dtype), d_out)
+        dk = einsum("BHTS,BTHk->BSHk", d_scores, q, q.dtype)
+        dv = einsum("BHTS,BTHv->BSHv", weights.astype(d_out.dtype), d_out, d_out.dtype)
         return dq + jnp.einsum("BHTS,BSHk->BTHk", d_scores, keys, preferred_element_type=jnp.float32), (dk, dv)
 
     dq, (dk, dv) = jax.lax.scan(add, jnp.zeros(q.shape), _key_blocks(k, v, of_keys))

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from t2t.batch import PAD, Sequences
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.models.transformer import Mask, linear, scan_layers, shift_right, taken_apart
+from t2t.models.products import linear, product
+from t2t.models.transformer import Mask, scan_layers, shift_right, taken_apart
 from t2t.sharding import constrain, named
 
 Cache = dict[str, Any]
@@ -294,10 +295,11 @@ class Attention(nn.Module):
         [B 1 T S] leave through Flax's collection "intermediates" when the caller makes it mutable.
         """
         q = (self.query(h) + embedded) * HALF
-        scores = jnp.einsum("BTD,BSD->BTS", q, memory.keys, preferred_element_type=jnp.float32)
+        scores = product("BTD,BSD->BTS", "float32", q, memory.keys)
         weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min))
         self.sow("intermediates", "weights", weights[:, None])
-        context = jnp.einsum("BTS,BSD->BTD", weights.astype(memory.values.dtype), memory.values)
+        values = memory.values
+        context = product("BTS,BSD->BTD", values.dtype.name, weights.astype(values.dtype), values)
         scale = jnp.sqrt(visible.sum(-1, keepdims=True).astype(context.dtype))
         return self.output(context * scale)
 

@@ -35,6 +35,11 @@ class EnsembleConfig:
         return self.members[0].d_model
 
     @property
+    def dtype(self) -> str:
+        """Of their products: that of each member, or all that there are."""
+        return ", ".join(dict.fromkeys(getattr(each, "dtype", "float32") for each in self.members))
+
+    @property
     def longest(self) -> int | None:
         """Tokens that all of them take."""
         return min((each.longest for each in self.members if each.longest is not None), default=None)

@@ -22,7 +22,8 @@ from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.models.transformer import Embedding, Linear, Mask, linear, shift_right
+from t2t.models.products import linear, product
+from t2t.models.transformer import Embedding, Linear, Mask, shift_right
 from t2t.sharding import constrain, named
 
 Cache = dict[str, Any]
@@ -248,7 +249,8 @@ def attend(weights: Weights, hidden: jax.Array, memory: Memory) -> tuple[jax.Arr
     query = _product("BKD,DF->BKF", hidden, weights.query)
     scores = energies(constrain(query, "BKF"), memory.keys, weights.energy)
     attended = jax.nn.softmax(jnp.where(memory.seen, scores, jnp.finfo(jnp.float32).min))
-    return jnp.einsum("BKS,BSD->BKD", attended.astype(memory.values.dtype), memory.values), attended
+    values = memory.values
+    return product("BKS,BSD->BKD", values.dtype.name, attended.astype(values.dtype), values), attended
 
 
 @jax.checkpoint

@@ -21,6 +21,7 @@ from t2t.errors import UserError
 from t2t.knobs import Count, Positive, Probability, Range, Whole
 from t2t.models.attention import Mask, attend
 from t2t.models.dropout import Dropout
+from t2t.models.products import einsum, linear
 from t2t.sharding import constrain, named, unboxed
 
 Cache = dict[str, Any]
@@ -414,44 +415,10 @@ class MultiHeadAttention(nn.Module):
         two small products are several times faster on a CPU than as those of `attention`.
         """
         q = rotated(self.query(x), angles).swapaxes(1, 2)  # [B H K k]
-        scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+        scores = einsum("BHKk,BHkS->BHKS", q, keys, "float32") / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min))
-        return self.output(jnp.matmul(weights.astype(values.dtype), values).swapaxes(1, 2))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def linear(equation: str, dtype: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """A linear map written as an einsum, its result of `dtype`; products are of x's type.
-
-    The gradients are the einsums that JAX would take, in an order that the CPU's matrix product is fast in: of the two
-    arrays that a weight's gradient is a product of, the narrower comes first, because the first is copied, transposed.
-    The weight's gradient is of the weight's own type, whatever x is of.
-    """
-    return jnp.einsum(equation, x, weight.astype(x.dtype), preferred_element_type=dtype)
-
-
-def _linear_forward(equation: str, dtype: str, x: jax.Array, weight: jax.Array) -> Any:
-    return linear(equation, dtype, x, weight), (x, weight)
-
-
-def _linear_backward(equation: str, dtype: str, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, weight = kept
-    inputs, y_axes = equation.split("->")
-    x_axes, w_axes = inputs.split(",")
-    dy = dy.astype(x.dtype)
-    dx = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", dy, weight.astype(x.dtype))
-    first, second = (x_axes, x), (y_axes, dy)
-    if x.size > dy.size:
-        first, second = second, first
-    narrow, wide = ("".join(a for a in each if a in w_axes) for each in (first[0], second[0]))
-    product = jnp.einsum(
-        f"{first[0]},{second[0]}->{narrow}{wide}", first[1], second[1], preferred_element_type=weight.dtype
-    )
-    # The barrier keeps XLA from taking the transposition into the product, which would undo the order.
-    return dx, jnp.einsum(f"{narrow}{wide}->{w_axes}", jax.lax.optimization_barrier(product))
-
-
-linear.defvjp(_linear_forward, _linear_backward)
+        attended = einsum("BHKS,BHSv->BHKv", weights.astype(values.dtype), values, values.dtype)
+        return self.output(attended.swapaxes(1, 2))
 
 
 class Linear(nn.Module):

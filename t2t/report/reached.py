@@ -93,6 +93,9 @@ def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dic
     }
     if (before := _constraint(registered)) != (now := summary.get("constraint")):
         decoded["constraint"] = before, now
+    trained = getattr(registered.model, "dtype", None)
+    if (dtype := summary.get("dtype", trained)) != trained:
+        decoded["model.dtype"] = trained, dtype
     return {
         "evaluation": str(evaluation.folder),
         "perplexity": float(summary["perplexity"]),

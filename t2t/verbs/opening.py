@@ -29,7 +29,7 @@ def opened(args: Args) -> tuple[Any, Any, Any]:
     from t2t.sharding import MeshConfig
 
     if trained := [path for path in args.overrides if not of_a_run(path)]:
-        can = "--decoding.*, --task.*, --mesh.* and --model.attention can"
+        can = "--decoding.*, --task.*, --mesh.*, --model.attention and --model.dtype can"
         raise UserError(f"--{trained[0]} cannot change in a trained run; {can}")
     found, kept, vocabulary = run.load(storage.folder(args.run))
     kept = dataclasses.replace(kept, mesh=MeshConfig(data=1))  # whatever it was trained on

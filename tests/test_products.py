@@ -1,0 +1,101 @@
+"""Products of arrays: the einsum they are written as, in value and gradient, and in the types that they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2t.batch import Batch
+from t2t.data.batching import fill
+from t2t.decode import beam_search
+from t2t.experiment import get, override
+from t2t.models.products import einsum, linear, product
+from t2t.sharding import unboxed
+from t2t.train import init_state, train_step
+
+KINDS = ("recurrent", "convolutional", "language_model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("equation", "sizes"),
+    [
+        ("BTD,DHk->BTHk", dict(B=3, T=5, D=8, H=2, k=3)),
+        ("BTHv,HvD->BTD", dict(B=3, T=5, D=8, H=2, v=3)),
+        ("BTD,DF->BTF", dict(B=3, T=5, D=8, F=16)),
+        ("BTF,FD->BTD", dict(B=3, T=5, D=8, F=16)),
+        ("BTD,VD->BTV", dict(B=3, T=5, D=8, V=11)),
+    ],
+)
+def test_a_linear_map_and_its_gradients_are_those_of_the_einsum(equation, sizes, dtype):
+    """Against float64 NumPy, at the precision of the products; the weight's gradient is float32 whatever x is."""
+    draw = np.random.default_rng(0)
+    x_axes, w_axes, y_axes = equation.replace("->", ",").split(",")
+    x, w, dy = (draw.normal(size=[sizes[a] for a in axes]).astype("f") for axes in (x_axes, w_axes, y_axes))
+    x = np.asarray(jnp.asarray(x, dtype))
+    y, gradients = jax.vjp(lambda x, w: linear(equation, "float32", x, w), jnp.asarray(x), jnp.asarray(w))
+    dx, dw = gradients(jnp.asarray(dy))
+    assert (y.dtype, dx.dtype, dw.dtype) == ("float32", dtype, "float32")
+    x, w, dy = (each.astype("d") for each in (x, w, dy))
+    close = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.02, atol=0.06)
+    np.testing.assert_allclose(y, np.einsum(equation, x, w), **close)
+    np.testing.assert_allclose(dx.astype("f"), np.einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w), **close)
+    np.testing.assert_allclose(dw, np.einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy), **close)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result"), [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_a_product_of_activations_and_its_gradients_are_those_of_the_einsum(dtype, result):
+    """Against float64 NumPy, at the precision of the products."""
+    draw = np.random.default_rng(0)
+    a, b, dy = (draw.normal(size=shape) for shape in ((2, 5, 3, 8), (2, 7, 3, 8), (2, 3, 5, 7)))
+    a, b = (jnp.asarray(each, dtype) for each in (a, b))
+    dy = jnp.asarray(dy, result)
+    y, gradients = jax.vjp(lambda a, b: product("BTHk,BSHk->BHTS", result, a, b), a, b)
+    da, db = gradients(dy)
+    assert (y.dtype, da.dtype, db.dtype) == (result, dtype, dtype)
+    a, b, dy = (np.asarray(each, "d") for each in (a, b, dy.astype(dtype)))
+    close = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(np.asarray(y, "d"), np.einsum("BTHk,BSHk->BHTS", a, b), **close)
+    np.testing.assert_allclose(np.asarray(da, "d"), np.einsum("BHTS,BSHk->BTHk", dy, b), **close)
+    np.testing.assert_allclose(np.asarray(db, "d"), np.einsum("BHTS,BTHk->BSHk", dy, a), **close)
+
+
+@pytest.mark.parametrize("result", ["float32", "bfloat16"])
+def test_sums_of_bfloat16_are_float32(result):
+    """A sum of ones in bfloat16 ends at 256: 256 + 1 is 256 there."""
+    ones = jnp.ones((1, 4096), jnp.bfloat16)
+    assert jax.jit(lambda a, b: einsum("ij,kj->ik", a, b, result))(ones, ones).item() == 4096
+
+
+def test_on_a_cpu_no_array_of_bfloat16_is_made_float32_before_it_is_multiplied():
+    """What multiplies bfloat16 itself there is asked for float32, forward and for each gradient."""
+    shape = jax.ShapeDtypeStruct((4, 4), jnp.bfloat16)
+
+    def both(a, b):
+        return jax.vjp(lambda a, b: product("ij,jk->ik", "bfloat16", a, linear("ij,jk->ik", "bfloat16", a, b)), a, b)[
+            1
+        ](a)
+
+    products = [line for line in str(jax.make_jaxpr(both)(shape, shape)).split("\n") if "dot_general" in line]
+    assert len(products) == 6 and all("f32[4,4] = dot_general" in line for line in products)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["quickstart", "modern_restricted", "modern_blocked", *(f"baseline_{kind}" for kind in KINDS)],
+)
+def test_architectures_train_and_decode_in_bfloat16(name):
+    """XLA's CPU backend fails on some products of bfloat16; the gradients' norm is near that in float32."""
+    rows = fill([[5, 6, 7, 1], [8, 9, 1]], 2, 32)
+    batch = Batch(rows, rows)
+    norms = {}
+    for dtype in ("float32", "bfloat16"):
+        experiment = override(get(name), {"model.dtype": dtype, "model.num_layers": 1})
+        state = unboxed(init_state(experiment, jax.random.key(0)))
+        _, sums = jax.jit(lambda state, experiment=experiment: train_step(experiment, state, batch))(state)
+        norms[dtype] = float(sums["gradient_norm"])
+    assert abs(norms["bfloat16"] / norms["float32"] - 1) < 0.05
+    found = beam_search(experiment.model.build(), state.params, rows, np.array([4, 4]), 2, 0.6, 4)
+    assert np.isfinite(found.scores).all()
