@@ -5,7 +5,7 @@ Everything works on any model with `encode`, `start`, `step` and `cache_axes`; K
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import jax
@@ -17,10 +17,12 @@ from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
 from t2t.sharding import gather, on_mesh, row_shares, side_by_side
 
+NOBODY = -1  # the number of no sentence
 NEVER = -1e30  # a log-probability that nothing real reaches; finite, so that differences stay numbers
 
 FEW = 2  # a search whose rows are done but for one in so many goes on with those alone
 LEAST = 16  # rows of the smallest array that it goes on with: each size is compiled
+TAKEN = 4  # of the rows of a search one in so many is given at a time to sentences that wait, once theirs are done
 BLOCK = 32  # entries of the vocabulary that are looked at together for the largest
 FIRST = 16  # tokens a hypothesis that the cache has room for at first: 2, 4, 8 ... times as many when they do not fit
 FULL = 0.75  # the part of its places that a cache may begin with in use: how seldom it is moved against its size
@@ -106,7 +108,7 @@ def length_penalty(length: jax.Array | int, alpha: jax.Array | float) -> jax.Arr
 class Beams(NamedTuple):
     """What beam search carries from token to token."""
 
-    length: jax.Array  # tokens generated so far
+    length: jax.Array  # [B] tokens generated so far
     living: jax.Array  # int32 [B K T]: hypotheses that go on
     log_probs: jax.Array  # [B K] of the living
     finished: jax.Array  # int32 [B K T]: the best that ended
@@ -142,7 +144,7 @@ def beam_search(
     limits = jnp.asarray(limits, jnp.int32)
     wanted = min(wanted or beams, beams)
     state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, automaton)
-    state = _search(model, params, state, limits, jnp.float32(alpha), automaton, wanted)
+    state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, wanted)
     return _found(state, limits, alpha, wanted)
 
 
@@ -166,7 +168,7 @@ def _begin(
     first = jnp.where(jnp.arange(beams) == 0, jnp.float32(0), NEVER)
     never = jnp.full((b, beams), NEVER, jnp.float32)
     at = automaton and automaton.start(beams)
-    return Beams(jnp.zeros((), jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
+    return Beams(jnp.zeros(b, jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
 
 @functools.partial(jax.jit, static_argnames="wanted")
@@ -185,24 +187,31 @@ def _search(
     alpha: jax.Array,
     automaton: Automaton | None,
     wanted: int,
-) -> Beams:
-    """Token after token until all rows are done. When few are left, the search goes on with an array of these alone.
+    waiting: "_Waiting | None" = None,
+) -> tuple[Beams, jax.Array]:
+    """Token after token until all rows are done, and none is left of those `waiting` for rows.
 
-    In what comes back there is no cache and no `at`.
+    When few are left, the search goes on with an array of these alone. Returns the state, without cache and `at`, and
+    the limits of its rows.
     """
+    advance = _advancing(jax.default_backend())
     few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
     while True:
-        advance = _advancing(jax.default_backend())
-        state, left, used = advance(model, params, state, limits, alpha, automaton, few, wanted)
-        if int(left) <= few:
+        stop = len(limits) - waiting.rows if waiting else few
+        state, left, used = advance(model, params, state, limits, alpha, automaton, np.int32(stop), wanted)
+        if int(left) > stop:
+            places = _places(int(used), *state.living.shape[1:])
+            state = state._replace(cache=_moved_together(model, state.cache, places))
+        elif waiting:
+            state, limits = waiting.enter(model, params, state, limits, alpha, wanted)
+        else:
             break
-        places = _places(int(used), *state.living.shape[1:])
-        state = state._replace(cache=_moved_together(model, state.cache, places))
     answers = state._replace(cache=None, at=None)
     if int(left) == 0:
-        return answers
+        return answers, limits
     rows, *rest = _rows_left(model, state, limits, automaton, few)
-    return _put(answers, rows, _search(model, params, rest[0], rest[1], alpha, rest[2], wanted))
+    part, _ = _search(model, params, rest[0], rest[1], alpha, rest[2], wanted)
+    return _put(answers, rows, part), limits
 
 
 def _advance(
@@ -212,7 +221,7 @@ def _advance(
     limits: jax.Array,
     alpha: jax.Array,
     automaton: Automaton | None,
-    few: int,
+    few: jax.Array,
     wanted: int,
 ) -> tuple[Beams, jax.Array, jax.Array]:
     """Token after token until at most `few` rows are left or the cache is full.
@@ -222,7 +231,8 @@ def _advance(
     limited, k = "seen" in model.cache_axes, state.living.shape[1]
 
     def advance(state: Beams) -> Beams:
-        last = jnp.where(state.length == 0, PAD, state.living[:, :, state.length - 1])
+        before = _take(jnp.swapaxes(state.living, 1, 2), jnp.maximum(state.length - 1, 0)[:, None], 1)[:, 0]
+        last = jnp.where(state.length[:, None] == 0, PAD, before)
         logits, cache = model.apply(params, state.cache, last, method="step")
         return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton, wanted)
 
@@ -231,7 +241,11 @@ def _advance(
         return ((~state.done).sum() > few) & fits
 
     state = jax.lax.while_loop(goes_on, advance, state)
-    used = _used(state.cache).sum(-1).max() if limited else jnp.zeros((), jnp.int32)
+    used = jnp.zeros((), jnp.int32)
+    if limited:  # nobody looks any more at what a row that is done has seen
+        seen = state.cache["seen"] & ~state.done[:, None, None]
+        state = state._replace(cache=state.cache | {"seen": seen})
+        used = _used(state.cache).sum(-1).max()
     return state, (~state.done).sum(), used
 
 
@@ -239,9 +253,7 @@ def _advance(
 def _advancing(platform: str) -> Callable[..., tuple[Beams, jax.Array, jax.Array]]:
     """`_advance`, compiled. On a CPU XLA copies the whole cache for every token unless it is told to look closely."""
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
-    return jax.jit(
-        _advance, static_argnames=("model", "few", "wanted"), donate_argnames="state", compiler_options=options
-    )
+    return jax.jit(_advance, static_argnames=("model", "wanted"), donate_argnames="state", compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "few"))
@@ -251,8 +263,7 @@ def _rows_left(
     """The rows that are not done, and some that are, which stay so: (their indices, and all that is theirs)."""
     rows = jnp.argsort(state.done)[:few]
     fewer = Beams(
-        state.length,
-        *(x[rows] for x in state[1:6]),
+        *(x[rows] for x in state[:6]),
         cache=_each(lambda x, axes: x.take(rows, axes.index("B")) if "B" in axes else x, model, state.cache),
         at=jax.tree.map(lambda x: x[rows], state.at),
     )
@@ -263,6 +274,79 @@ def _rows_left(
 def _put(answers: Beams, rows: jax.Array, part: Beams) -> Beams:
     names = Beams._fields[1:6]
     return answers._replace(**{name: getattr(answers, name).at[rows].set(getattr(part, name)) for name in names})
+
+
+class _Waiting:
+    """Sentences of a search that have no row yet; rows whose sentences are done are given to them. False when all have.
+
+    Also says whose the rows are, and keeps what was found in those that were given away.
+    """
+
+    def __init__(self, numbers: list[int], rows: int, place: "_Place") -> None:
+        """Of these numbers the first `rows` have a row; `place` makes the arrays of others."""
+        self.rows = max(1, rows // TAKEN)  # how many at a time
+        self._owners = np.full(rows, NOBODY)
+        self._owners[: len(numbers)] = numbers[:rows]
+        self._numbers = numbers[rows:]
+        self._place = place
+        self._found: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
+    def enter(
+        self, model: Any, params: Params, state: Beams, limits: jax.Array, alpha: jax.Array, wanted: int
+    ) -> tuple[Beams, jax.Array]:
+        """The next ones take rows of a state in which so many are done: (the state, and the limits of its rows)."""
+        numbers, self._numbers = self._numbers[: self.rows], self._numbers[self.rows :]
+        new = self._place(numbers, self.rows)
+        state, limits, rows, found = _entered(model, params, state, limits, *new, alpha, wanted)
+        rows = np.asarray(rows)
+        self._keep(self._owners[rows], found)
+        self._owners[rows] = numbers + [NOBODY] * (self.rows - len(numbers))
+        return state, limits
+
+    def all(self, last: Found) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """(number, tokens, scores) of each sentence, with what was found in the rows at last."""
+        self._keep(self._owners, last)
+        return self._found
+
+    def _keep(self, owners: np.ndarray, found: Found) -> None:
+        whose = zip(owners.tolist(), *gather(found), strict=True)
+        self._found += [each for each in whose if each[0] != NOBODY]
+
+
+_Place = Callable[[list[int], int], tuple[Sequences, jax.Array]]  # numbers, rows -> sources and limits
+
+
+@functools.partial(jax.jit, static_argnames=("model", "wanted"), donate_argnames="state")
+def _entered(
+    model: Any,
+    params: Params,
+    state: Beams,
+    limits: jax.Array,
+    source: Sequences,
+    new_limits: jax.Array,
+    alpha: jax.Array,
+    wanted: int,
+) -> tuple[Beams, jax.Array, jax.Array, Found]:
+    """The state and limits with other sentences in rows that are done; these rows, and what had been found in them."""
+    rows = jnp.argsort(~state.done)[: len(new_limits)]
+    found = _found(Beams(*(x[rows] for x in state[:6]), None, None), limits[rows], alpha, wanted)
+    _, beams, max_length = state.living.shape
+    new = _begin(model, params, source, new_limits, beams, 1, max_length, None)
+    put = lambda x, of_rows: x.at[rows].set(of_rows)  # noqa: E731
+
+    def put_in_cache(name: str) -> Any:
+        axes, part = model.cache_axes[name], state.cache[name]
+        if name == "seen":
+            return put(part, False)
+        # What lies in the places of tokens may stay there: nobody sees it.
+        return part if "B" not in axes or "T" in axes else jax.tree.map(put, part, new.cache[name])
+
+    cache = {name: put_in_cache(name) for name in state.cache}
+    state = Beams(*(put(x, y) for x, y in zip(state[:6], new[:6], strict=True)), cache, None)
+    return state, put(limits, new_limits), rows, found
 
 
 def _each(change: Callable[[jax.Array, str], jax.Array], model: Any, cache: Any) -> Any:
@@ -312,12 +396,13 @@ def _next_beams(
     k = logits.shape[1]
     top, beam, token = _candidates(logits, state, limits, automaton)
     tokens = _take(state.living, beam, 1)
-    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.length, axis=2)
+    here = jnp.arange(tokens.shape[2]) == state.length[:, None]
+    tokens = jnp.where(here[:, None], token[..., None], tokens)
     length = state.length + 1
 
     ends = (token == EOS) & (top > NEVER / 2) & (jnp.arange(2 * k) < k)
     ends &= (length <= limits)[:, None] & ~state.done[:, None]
-    ended = jnp.where(ends, top / length_penalty(length, alpha), NEVER)
+    ended = jnp.where(ends, top / length_penalty(length, alpha)[:, None], NEVER)
     pool = jnp.concatenate([state.scores, ended], axis=1), jnp.concatenate([state.finished, tokens], axis=1)
     scores, kept = jax.lax.top_k(pool[0], k)
     finished = _take(pool[1], kept, 1)
@@ -523,14 +608,18 @@ def decode(
     """
     draws = np.array(numbers or [(i, 0) for i in range(len(sources))], np.int32).reshape(-1, 2)
 
-    def work(part: "_Part") -> Found:
+    searched = config.beam > 1 and not sampling and not constraint and row_shares() == 1
+
+    def work(part: "_Part") -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
+        if searched:
+            return _search_part(model, params, sources, part, config, longest, wanted)
         automaton = constraint.batch(part.sentences, part.rows, part.length) if constraint else None
         batch = _Batch([sources[i] for i in part.sentences], draws[part.sentences], part.rows, part.length, automaton)
-        return gather(_decode_batch(model, params, batch, config, sampling, longest, wanted))
+        found = gather(_decode_batch(model, params, batch, config, sampling, longest, wanted))
+        return zip(part.sentences, *found, strict=False)
 
-    parts = list(_parts(sources, config.rows))
-    for part, found in zip(parts, side_by_side(work, parts, _threads()), strict=True):
-        for i, tokens, scores in zip(part.sentences, *found, strict=False):
+    for found in side_by_side(work, list(_parts(sources, config.rows, searched)), _threads()):
+        for i, tokens, scores in found:
             yield i, _hypotheses(tokens, scores)
 
 
@@ -540,22 +629,24 @@ def _threads() -> int:
 
 
 class _Part(NamedTuple):
-    """Sentences that are decoded together."""
+    """Sentences that are decoded together, or one after the other in the same rows."""
 
-    sentences: list[int]  # their indices; at most `rows`
+    sentences: list[int]  # their indices
     rows: int
     length: int
 
 
-def _parts(sources: list[list[int]], most: int) -> Iterator[_Part]:
+def _parts(sources: list[list[int]], most: int, searched: bool) -> Iterator[_Part]:
+    """In as many rows as there are sentences, at most `most`; searched ones may be more, and wait for a row."""
     lengths = np.array([evaluation_length(len(s)) for s in sources])
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
         rows = _rows(len(chosen), most)
         rows += -rows % row_shares()
-        for begin in range(0, len(chosen), rows):
-            yield _Part(chosen[begin : begin + rows].tolist(), rows, int(length))
+        at_once = -(-len(chosen) // (_threads() if len(chosen) > rows else 1)) if searched else rows
+        for begin in range(0, len(chosen), at_once):
+            yield _Part(chosen[begin : begin + at_once].tolist(), rows, int(length))
 
 
 class _Batch(NamedTuple):
@@ -580,10 +671,7 @@ def _decode_batch(
     longest: int | None,
     wanted: int | None,
 ) -> Found:
-    source = on_mesh(fill(batch.sources, batch.rows, batch.length))
-    limits = np.zeros(batch.rows, np.int32)
-    limits[: len(batch.sources)] = [len(s) + config.extra_length for s in batch.sources]
-    limits = on_mesh(np.minimum(limits, longest or limits))
+    source, limits = _placed(batch.sources, batch.rows, batch.length, config, longest)
     max_length = batch.length + config.extra_length
     if sampling:
         numbers = np.zeros((batch.rows, 2), np.int32)
@@ -595,6 +683,38 @@ def _decode_batch(
         return greedy(model, params, source, limits, config.alpha, max_length, batch.automaton)
     how = (config.beam, config.alpha, max_length, batch.automaton, wanted)
     return beam_search(model, params, source, limits, *how)
+
+
+def _placed(
+    sources: list[list[int]], rows: int, length: int, config: DecodingConfig, longest: int | None
+) -> tuple[Sequences, jax.Array]:
+    """Sentences in so many rows of so many tokens, and the limits of their outputs; 0 for a row without one."""
+    limits = np.zeros(rows, np.int32)
+    limits[: len(sources)] = [len(s) + config.extra_length for s in sources]
+    return on_mesh(fill(sources, rows, length)), on_mesh(np.minimum(limits, longest or limits))
+
+
+def _search_part(
+    model: Any,
+    params: Params,
+    sources: list[list[int]],
+    part: _Part,
+    config: DecodingConfig,
+    longest: int | None,
+    wanted: int | None,
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """`beam_search` of all sentences of a part: (index, tokens, scores) each, in any order."""
+    wanted = min(wanted or config.beam, config.beam)
+    max_length = part.length + config.extra_length
+
+    def place(numbers: list[int], rows: int) -> tuple[Sequences, jax.Array]:
+        return _placed([sources[i] for i in numbers], rows, part.length, config, longest)
+
+    waiting = _Waiting(part.sentences, part.rows, place)
+    source, limits = place(part.sentences[: part.rows], part.rows)
+    state = _begin(model, params, source, limits, config.beam, min(FIRST, max_length), max_length, None)
+    state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(config.alpha), None, wanted, waiting)
+    return waiting.all(_found(state, limits, config.alpha, wanted))
 
 
 def _key(key: jax.Array, numbers: Any) -> jax.Array:

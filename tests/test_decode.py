@@ -14,6 +14,9 @@ from t2t import decode
 from t2t.batch import EOS, PAD
 from t2t.data.batching import fill
 from t2t.decode import DecodingConfig, Hypothesis, SamplingConfig
+from t2t.models.convolutional import ConvolutionalConfig
+from t2t.models.language_model import LanguageModelConfig
+from t2t.models.recurrent import RecurrentConfig
 from t2t.models.transformer import Transformer
 
 TINY = toys.config(vocab_size=5)
@@ -103,7 +106,7 @@ def test_the_cache_is_as_its_letters_say():
     source = fill([[3, 1], [4, 5, 1]], 2, 7)
     memory = model.apply(params, source, method=Transformer.encode)
     cache = model.apply(params, source, memory, 6, 9, method=Transformer.start)
-    sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5)
+    sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5, V=17, D=8)
     assert cache.keys() == model.cache_axes.keys()
     assert len(cache.pop("layers")) == 2
     for name, axes in model.cache_axes.items() - {("layers", "")}:
@@ -154,6 +157,39 @@ def test_many_sentences_come_back_under_their_own_numbers():
         ((_, alone),) = decode.decode(MODEL, PARAMS, [sources[i]], config)
         assert_same(together[i], alone)
     assert all(len(h.tokens) <= len(sources[i]) + 3 for i, best in together.items() for h in best)
+
+
+ARCHITECTURES = {
+    "transformer": toys.config(vocab_size=9),
+    "all that is new": toys.config(vocab_size=9, norm="pre", positions="rope", attention_span=3),
+    "language model": LanguageModelConfig(
+        vocab_size=9, num_layers=2, d_model=8, d_ff=20, num_heads=3, d_k=4, d_v=5, dtype="float32"
+    ),
+    "recurrent": RecurrentConfig(vocab_size=9, num_layers=2, d_model=8, dtype="float32"),
+    "convolutional": ConvolutionalConfig(
+        vocab_size=9, num_layers=2, d_model=8, d_hidden=10, max_length=32, dtype="float32"
+    ),
+}
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_sentences_that_wait_for_a_row_come_out_as_without_waiting(config, monkeypatch):
+    """Rows of a search are given away as their sentences are done, and keep nothing of these."""
+    model, params = config.build(), toys.drawn(config)
+    rng = np.random.default_rng(0)
+    sources = [[*rng.integers(2, 9, n), 1] for n in rng.integers(0, 15, 29)]
+    entered, enter = [], decode._entered
+    monkeypatch.setattr(decode, "_entered", lambda *given: entered.append(0) or enter(*given))
+    found = {}
+    for rows in (8, 32):
+        entered.clear()
+        how = DecodingConfig(beam=3, rows=rows, extra_length=9)
+        found[rows] = dict(decode.decode(model, params, sources, how, wanted=2))
+        assert len(entered) == (11 if rows == 8 else 0)  # 21 wait, and two enter at a time
+    assert found[8].keys() == found[32].keys() == {*range(29)}
+    for i, best in found[32].items():
+        assert_same(found[8][i], best)
+    assert len({len(best[0].tokens) for best in found[8].values()}) > 3  # they are not done all at once
 
 
 # ------------------------------------------------------------------------------ Sampling
@@ -296,7 +332,7 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
         np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
         state = decode._begin(model, table, source, limits, 4, 16, 40, None)
         advance = decode._advancing("cpu")
-        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, wanted)[0].length)
+        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, wanted)[0].length.item())
     assert steps[1] < steps[2] <= steps[4] < 40
 
 

@@ -97,7 +97,7 @@ class Transformer(nn.Module):
     # The decoding cache, a letter an axis; of what has `H` there is an array a layer. A step writes the keys and values
     # of a sentence's K hypotheses into the next K places of `T`, from `index` on, where they stay: `seen` says which
     # places are a hypothesis's own past. `lengths`: tokens so far. The memory's have no `K`: a sentence's hypotheses
-    # share them. `layers`: the weights, taken apart once, not every step.
+    # share them. `layers`, `projection`: the weights, taken apart and made `dtype` once, not every step.
     cache_axes = {
         "index": "",
         "lengths": "B",
@@ -108,6 +108,7 @@ class Transformer(nn.Module):
         "memory_values": "BHSv",
         "memory_segments": "BS",
         "layers": "",
+        "projection": "VD",
     }
 
     def setup(self) -> None:
@@ -170,7 +171,8 @@ class Transformer(nn.Module):
             "memory_keys": tuple(memory_keys),
             "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
-            "layers": taken_apart(self.decoder.variables["params"], c.decoder_depth),
+            "layers": taken_apart(self.decoder.variables["params"], c.decoder_depth, c.dtype),
+            "projection": self.target_embedding.before_softmax().astype(c.dtype),
         }
 
     def _keys_and_values(self, source: Sequences, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -205,7 +207,8 @@ class Transformer(nn.Module):
             values.append(new_values)
         cache = cache | {"index": index + k, "lengths": cache["lengths"] + 1, "seen": past}
         y = self._finished(y)
-        return self.target_embedding.logits(y), cache | {"keys": tuple(keys), "values": tuple(values)}
+        logits = self.target_embedding.logits(y, cache["projection"])
+        return logits, cache | {"keys": tuple(keys), "values": tuple(values)}
 
     def _finished(self, y: jax.Array) -> jax.Array:
         """What the decoder's last layer gives, [B T D], as its output: with pre-LN a norm is still due."""
@@ -231,10 +234,11 @@ def scan_layers(
     return scan(layer, carry, per_layer)
 
 
-def taken_apart(stacked: Any, layers: int) -> tuple[Any, ...]:
-    """Weights with `N` in front as a tree a layer."""
-    leaves, tree = jax.tree.flatten(unboxed(stacked))
-    return tuple(jax.tree.unflatten(tree, [x[i] for x in leaves]) for i in range(layers))
+def taken_apart(stacked: Any, layers: int, dtype: str = "float32") -> tuple[Any, ...]:
+    """Parameters with `N` in front as a tree a layer; weights, which are multiplied, are made `dtype`."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(unboxed(stacked))
+    made = [x.astype(dtype) if path[-1].key == "weight" else x for path, x in leaves]
+    return tuple(jax.tree.unflatten(tree, [x[i] for x in made]) for i in range(layers))
 
 
 class EncoderLayer(nn.Module):
@@ -379,8 +383,8 @@ class MultiHeadAttention(nn.Module):
         keys, values = self.keys_and_values(x, angles)
         keys, values = jnp.einsum("BKHk->BHkK", keys), jnp.einsum("BKHv->BHKv", values)
         return (
-            jax.lax.dynamic_update_slice_in_dim(kept["keys"], keys, index, axis=3),
-            jax.lax.dynamic_update_slice_in_dim(kept["values"], values, index, axis=2),
+            written(kept["keys"], keys, index, axis=3),
+            written(kept["values"], values, index, axis=2),
         )
 
     def __call__(
@@ -419,6 +423,14 @@ class MultiHeadAttention(nn.Module):
         weights = jax.nn.softmax(jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min))
         attended = einsum("BHKS,BHSv->BHKv", weights.astype(values.dtype), values, values.dtype)
         return self.output(attended.swapaxes(1, 2))
+
+
+def written(x: jax.Array, part: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """x with `part` from `index` of an axis on; of bfloat16 the bits are written: XLA on a CPU makes all x float32."""
+    if x.dtype != jnp.bfloat16:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, index, axis)
+    bits = (jax.lax.bitcast_convert_type(each, jnp.uint16) for each in (x, part))
+    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice_in_dim(*bits, index, axis), x.dtype)
 
 
 class Linear(nn.Module):
@@ -510,9 +522,17 @@ class Embedding(nn.Module):
             return jnp.asarray(sinusoids(length, self.config.d_model))
         return self.positions
 
-    def logits(self, y: jax.Array) -> jax.Array:
-        """Y [B T D] -> float32 logits [B T V]: y times the matrix, no scale, and in the paper no bias."""
-        logits: Any = linear("BTD,VD->BTV", "float32", y, self.projection if self.own else self.table)
+    def before_softmax(self) -> jax.Array:
+        """The matrix that makes logits, [V D]."""
+        return self.projection if self.own else self.table
+
+    def logits(self, y: jax.Array, matrix: jax.Array | None = None) -> jax.Array:
+        """Y [B T D] -> float32 logits [B T V]: y times the matrix, no scale, and in the paper no bias.
+
+        `matrix` is that of `before_softmax` as it is kept while decoding.
+        """
+        matrix = self.before_softmax() if matrix is None else matrix
+        logits: Any = linear("BTD,VD->BTV", "float32", y, matrix)
         return constrain(logits + self.output_bias if self.bias else logits, "BTV")
 
 
