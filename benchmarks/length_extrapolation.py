@@ -1,21 +1,17 @@
 """Trained on rows of 64 tokens, read on rows of 256: what each kind of position makes of lengths that it never saw.
 
-    python benchmarks/length_extrapolation.py --steps 1500
+    python benchmarks/length_extrapolation.py --steps 1500 --name lengths
 
 The quickstart's model and sentences, joined until a side of a row is full: nearly every position holds a token, and the
 nth sentence of a source is translated by the nth of its target. Each kind of position starts from the same seed and
 sees the same batches. Perplexity and accuracy are per target token, on dev sentences joined likewise: of whole rows,
-and of their last quarter. The answer goes to benchmarks/results/length_extrapolation.json.
+and of their last quarter. What was found is kept in benchmarks/results and BENCHMARKS.md is written from it.
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from peers import commit, processor
+from page import keep, origin
 
-from t2t import storage
 from t2t.batch import Batch
 from t2t.data.batching import fill
 from t2t.data.prepare import Sizes, prepare
@@ -37,7 +32,6 @@ from t2t.loss import Sums, cross_entropy
 from t2t.sharding import unboxed
 from t2t.train import init_state, train_step
 
-RESULT = Path(__file__).parent / "results" / "length_extrapolation.json"
 KINDS = ("sinusoid", "learned", "rope")
 TRAINED = 64  # tokens of a row, on the longer side
 READ = (64, 128, 256)
@@ -108,10 +102,12 @@ def read(model: Any, params: Any, pairs: Pairs, length: int) -> dict[str, float]
 
 
 def main() -> None:
-    """Trains and reads each kind; writes the file when all are done."""
+    """Trains and reads each kind, keeps what was found, and writes BENCHMARKS.md anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--tokens", type=int, default=1024, help="of a batch, on each side")
+    parser.add_argument("--name", default="lengths", help="of the file of results")
+    parser.add_argument("--results", type=Path, help="a folder for it; without, it joins those of BENCHMARKS.md")
     options = parser.parse_args()
     changes = {"train_steps": options.steps, "batching.tokens": options.tokens, "model.max_length": max(READ)}
     base = override(get("quickstart"), changes)
@@ -128,18 +124,16 @@ def main() -> None:
         found[kind] = {str(length): read(model, params, splits["dev"], length) for length in READ}
         found[kind]["training_seconds"] = seconds
         print(kind, json.dumps(found[kind]), file=sys.stderr, flush=True)
-    answer = {
-        "what": f"trained on rows of {TRAINED} tokens for {options.steps} steps of {options.tokens} tokens a side",
-        "when": f"{datetime.date.today()}",
-        "machine": f"{processor()}, {os.cpu_count()} threads; Python {platform.python_version()}",
-        "commit": commit(),
-        "how": shlex.join(["python", *sys.argv]),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+    words = f"--steps {options.steps} --tokens {options.tokens} --name {options.name}"
+    result = {
+        "kind": "lengths",
+        "trained": TRAINED,
+        "steps": options.steps,
+        "tokens": options.tokens,
+        **origin([f"python benchmarks/length_extrapolation.py {words}"]),
         "read": found,
     }
-    storage.write(RESULT, json.dumps(answer, indent=1) + "\n")
-    print(json.dumps(answer, indent=1))
+    keep(options.name, result, options.results)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,29 @@ def _curves(found: dict[str, Any]) -> str:
     )
 
 
+def _lengths(found: dict[str, Any]) -> str:
+    """What each kind of position makes of rows longer than it was trained on."""
+    lengths = [name for name in next(iter(found["read"].values())) if name.isdecimal()]
+    rows = []
+    for kind, read in found["read"].items():
+        cells = (f"{read[n]['perplexity']:.1f} | {read[n]['perplexity_of_last_quarter']:.1f}" for n in lengths)
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
+    heads = " | ".join(f"{n} tokens | its last quarter" for n in lengths)
+    return "\n".join(
+        [
+            f"## Trained on rows of {found['trained']} tokens, read on longer ones: perplexity by kind of position",
+            "",
+            f"Joined dev sentences of the quickstart, after {found['steps']:,} steps of {found['tokens']:,} tokens.",
+            "",
+            f"| positions | {heads} |",
+            "|---|" + "---:|" * 2 * len(lengths),
+            *rows,
+            "",
+            *_origin(found),
+        ]
+    )
+
+
 def _architectures(found: dict[str, Any]) -> str:
     """What each reaches for the same FLOPs and in the same time."""
     signature = found["runs"][0]["flops"]["scores"]["sacrebleu"]["signature"]
@@ -234,6 +257,7 @@ SECTIONS = {
     "recall": _recall,
     "curves": _curves,
     "architectures": _architectures,
+    "lengths": _lengths,
 }
 
 if __name__ == "__main__":
