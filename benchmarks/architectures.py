@@ -10,6 +10,7 @@ benchmarks/results and BENCHMARKS.md is written from it. Knobs of all experiment
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ NAMES = tuple(
     f"multi30k_{name}" for name in ("ende", "recurrent", "convolutional", "language_model", "pre_ln", "rope", "learned")
 )
 CHECKPOINTS, AVERAGE = 20, 5  # that the Transformer writes, and how many of the last are averaged
-PACE = 40  # steps from which the time of a step is told: compilation is not in it
+PACE = 40  # steps from which the time of a step is told at first: compilation is not in it
+CLOSE = 0.02  # the part of a time by which another may be shorter and count as the same
 
 
 class Trained:
@@ -47,17 +49,21 @@ class Trained:
         """The time it was trained for."""
         return sum(row["seconds"] for row in self._rows())
 
+    def steps(self) -> int:
+        """Those it was trained for."""
+        return self._rows()[-1]["step"]
+
     def pace(self) -> float:
         """Seconds a step."""
-        return self.seconds() / self._rows()[-1]["step"]
+        return self.seconds() / self.steps()
 
     def reached(self) -> dict[str, Any]:
         """What it has spent, and its test scores: those of the mean of its last checkpoints."""
         said = json.loads(self._t2t("evaluate", str(self.run), "--average", str(AVERAGE), "--json"))
         rows = self._rows()
         return {
-            "steps": rows[-1]["step"],
-            "flops": self.flops * rows[-1]["step"],
+            "steps": self.steps(),
+            "flops": self.flops * self.steps(),
             "seconds": self.seconds(),
             "tokens_per_second": sum(row["tokens"] for row in rows) / self.seconds(),
             "perplexity": said["perplexity"],
@@ -76,8 +82,24 @@ class Trained:
 
 def beside(run: Trained, flops: float, seconds: float) -> dict[str, dict[str, Any]]:
     """What a run reaches by the time it has spent as many FLOPs, and by the time it was trained for as long."""
-    points = {"flops": round(flops / run.flops), "time": round(seconds / run.to(PACE).pace())}
-    return {of: run.to(steps).reached() for of, steps in sorted(points.items(), key=lambda point: point[1])}
+    run.to(PACE)
+    found: dict[str, dict[str, Any]] = {}
+    while left := {of: n for of, n in _steps_left(run, flops, seconds).items() if of not in found}:
+        nearest = min(left, key=lambda of: left[of])
+        if left[nearest] > 0:
+            run.to(run.steps() + left[nearest])
+        else:
+            found[nearest] = run.reached()
+    return found
+
+
+def _steps_left(run: Trained, flops: float, seconds: float) -> dict[str, int]:
+    """Until either; for the time it is told anew on the way, as first steps are slower, and a few are none."""
+    time_left = seconds - run.seconds()
+    return {
+        "flops": max(0, round(flops / run.flops) - run.steps()),
+        "time": math.ceil(time_left / run.pace()) if time_left > CLOSE * seconds else 0,
+    }
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t.batch import EOS
+from t2t.beam_search import NEVER
 from t2t.data.linearisation import DEPTH, LEAF, OPEN, SPECIAL, TreeVocabulary, kind
 from t2t.data.parsing import Parsing
 from t2t.data.task import Task
 from t2t.data.vocabulary import Vocabularies
-from t2t.decode import NEVER
 
 LOST = 0.5  # probability of what may stand below which nothing is opened; found on parse_quickstart's dev trees
 

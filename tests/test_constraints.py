@@ -10,7 +10,7 @@ import pytest
 import reference
 import toys
 
-from t2t import decode
+from t2t import beam_search, decode
 from t2t.batch import EOS
 from t2t.constraints import TreeConstraint, constraint_of
 from t2t.data.corpora import Text
@@ -87,7 +87,7 @@ def assert_same(ours, theirs):
 def test_going_on_with_few_rows_changes_nothing(monkeypatch):
     """16 rows, then the last 4: the automaton of these alone."""
     whole = search(3, sources(0, LENGTHS), 3, 0)
-    monkeypatch.setattr(decode, "LEAST", 4)
+    monkeypatch.setattr(beam_search, "LEAST", 4)
     few = search(3, sources(0, LENGTHS), 3, 0)
     for ours, theirs in zip(few, whole, strict=True):
         assert_same(ours, theirs)

@@ -13,7 +13,7 @@ import toys
 from jax.sharding import PartitionSpec as P
 from test_transformer import OTHER_SOURCE, OTHER_TARGET, SOURCE, TARGET, dropout_shapes, side_by_side
 
-from t2t import checkpoint, cost, decode, evaluate, run, train
+from t2t import beam_search, checkpoint, cost, decode, evaluate, run, train
 from t2t.batch import EOS, Batch, Sequences
 from t2t.data.batching import fill
 from t2t.data.pipeline import TrainingBatches
@@ -297,7 +297,7 @@ def test_step_by_step_equals_teacher_forcing_and_beams_change_places():
         np.testing.assert_allclose(found, expected[:, order, t], atol=1e-5)
         if t % 2:
             order = order[::-1]
-            cache = decode.reorder(MODEL, cache, jnp.array([[1, 0], [1, 0]]))
+            cache = beam_search.reorder(MODEL, cache, jnp.array([[1, 0], [1, 0]]))
         before = np.tile(np.array([first, second])[order, t], (2, 1))
 
 
@@ -352,15 +352,15 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(monkeypatch):
         return step(self, cache, tokens)
 
     def search(least):
-        decode._advancing("cpu").clear_cache()
-        monkeypatch.setattr(decode, "LEAST", least)
+        beam_search._advancing("cpu").clear_cache()
+        monkeypatch.setattr(beam_search, "LEAST", least)
         return beams(sources, limits.tolist(), 3, 20)
 
     monkeypatch.setattr(Convolutional, "step", noted)
     for ours, theirs in zip(search(4), search(1000), strict=True):
         assert_same(ours, theirs)
     assert set(sizes) == {16, 8, 4}
-    decode._advancing("cpu").clear_cache()
+    beam_search._advancing("cpu").clear_cache()
 
 
 def test_greedy_is_the_plain_one():

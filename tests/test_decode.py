@@ -10,7 +10,7 @@ import pytest
 import reference
 import toys
 
-from t2t import decode
+from t2t import beam_search, decode
 from t2t.batch import EOS, PAD
 from t2t.data.batching import fill
 from t2t.decode import DecodingConfig, Hypothesis, SamplingConfig
@@ -123,7 +123,7 @@ def test_reorder_takes_each_beam_from_its_parent():
         "memory": jnp.arange(4).reshape(2, 2),
     }
     parent = jnp.array([[2, 2, 0], [1, 0, 1]])
-    moved = decode.reorder(model, cache, parent)
+    moved = beam_search.reorder(model, cache, parent)
     for n in range(2):
         for b in range(2):
             for k in range(3):
@@ -178,8 +178,8 @@ def test_sentences_that_wait_for_a_row_come_out_as_without_waiting(config, monke
     model, params = config.build(), toys.drawn(config)
     rng = np.random.default_rng(0)
     sources = [[*rng.integers(2, 9, n), 1] for n in rng.integers(0, 15, 29)]
-    entered, enter = [], decode._entered
-    monkeypatch.setattr(decode, "_entered", lambda *given: entered.append(0) or enter(*given))
+    entered, enter = [], beam_search._entered
+    monkeypatch.setattr(beam_search, "_entered", lambda *given: entered.append(0) or enter(*given))
     found = {}
     for rows in (8, 32):
         entered.clear()
@@ -245,8 +245,8 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
     sizes = []
 
     def search(least):
-        decode._advancing("cpu").clear_cache()
-        monkeypatch.setattr(decode, "LEAST", least)
+        beam_search._advancing("cpu").clear_cache()
+        monkeypatch.setattr(beam_search, "LEAST", least)
         step = Transformer.step
 
         def noted(self, cache, tokens):
@@ -260,21 +260,21 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
     for ours, theirs in zip(search(4), search(1000), strict=True):
         assert_same(ours, theirs)
     assert set(sizes) == {64, 32, 16, 8, 4}
-    decode._advancing("cpu").clear_cache()
+    beam_search._advancing("cpu").clear_cache()
 
 
 def test_a_cache_that_is_moved_together_and_grows_finds_the_same(monkeypatch):
     params, limits = toys.params(TINY), np.array([24, 17, 9])
-    moved, sizes = decode._moved_together, []
+    moved, sizes = beam_search._moved_together, []
 
     def noted(model, cache, places):
         sizes.append((cache["seen"].shape[2], places))
         return moved(model, cache, places)
 
-    monkeypatch.setattr(decode, "_moved_together", noted)
+    monkeypatch.setattr(beam_search, "_moved_together", noted)
     found = []
     for first in (2, 24):
-        monkeypatch.setattr(decode, "FIRST", first)
+        monkeypatch.setattr(beam_search, "FIRST", first)
         found.append(decode.beam_search(MODEL, params, fill(SOURCES, 3, 8), limits, 3, 2.0, 24))
     few, whole = found
     assert (np.asarray(few.tokens) != 0).sum(-1).max() == 24
@@ -292,7 +292,7 @@ def test_moving_together_keeps_what_is_seen_in_its_order():
         cache_axes = {"index": "", "seen": "BKT", "keys": "BkT", "x": ""}
 
     for places in (4, 8):
-        moved = decode._moved_together(Model, cache, places)
+        moved = beam_search._moved_together(Model, cache, places)
         assert moved["index"] == 3
         (keys,) = moved["keys"]
         assert moved["seen"].shape == (2, 2, places) and keys.shape == (2, 2, places)
@@ -330,8 +330,8 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
         found = decode.beam_search(model, table, source, limits, 4, alpha, 40, wanted=wanted)
         np.testing.assert_array_equal(found.tokens, every.tokens[:, :wanted])
         np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
-        state = decode._begin(model, table, source, limits, 4, 16, 40, None)
-        advance = decode._advancing("cpu")
+        state = beam_search._begin(model, table, source, limits, 4, 16, 40, None)
+        advance = beam_search._advancing("cpu")
         steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, wanted)[0].length.item())
     assert steps[1] < steps[2] <= steps[4] < 40
 
@@ -339,5 +339,5 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
 @pytest.mark.parametrize("size", [5, 63, 64, 1000, 1001])
 def test_the_largest_are_found_in_two_stages(size):
     x = jax.random.normal(jax.random.key(size), (3, 2, size))
-    for ours, plain in zip(decode._top_k(x, 5), jax.lax.top_k(x, 5), strict=True):
+    for ours, plain in zip(beam_search._top_k(x, 5), jax.lax.top_k(x, 5), strict=True):
         np.testing.assert_array_equal(ours, plain)

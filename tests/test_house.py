@@ -22,8 +22,8 @@ from t2t.models.transformer import TransformerConfig
 ROOT = Path(t2t.__file__).parent.parent
 ORDER = re.findall(
     r"\w+",
-    "errors storage knobs trees drawing batch distributed sharding models loss optimizer metrics data decode "
-    "constraints memory experiment run checkpoint evaluate lines translate parse sample train cost bench launch "
+    "errors storage knobs trees drawing batch distributed sharding models loss optimizer metrics data beam_search "
+    "decode constraints memory experiment run checkpoint evaluate lines translate parse sample train cost bench launch "
     "interop report compilation progress arguments verbs __main__",
 )  # low to high: a room imports itself and what stands before it
 

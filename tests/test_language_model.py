@@ -168,7 +168,7 @@ def test_step_by_step_equals_teacher_forcing(positions, norm, attention):
 def test_the_cache_is_as_its_letters_say():
     source = fill([[3, 1], [4, 5, 1]], 2, 7)
     cache = jax.eval_shape(lambda: started(MODEL, PARAMS, source, 6, 9))
-    sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5)
+    sizes = dict(B=2, K=6, T=6 * 9, S=7, H=3, k=4, v=5, V=17, D=8)
     assert cache.keys() == MODEL.cache_axes.keys()
     for name, axes in MODEL.cache_axes.items() - {("layers", "")}:
         layers = jax.tree.leaves(cache[name])

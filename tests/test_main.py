@@ -101,6 +101,15 @@ def test_train_evaluate_and_again(t2t, tmp_path):
     assert (code, out) == (0, "")
 
 
+def test_evaluate_in_another_precision(t2t, run):
+    words = ["evaluate", run, "--split", "dev", "--beam", "1", "--json", "--model.dtype"]
+    found = {dtype: json.loads(t2t(*words, dtype)[1]) for dtype in ("float32", "bfloat16")}
+    assert all(each["dtype"] == dtype for dtype, each in found.items())
+    single, half = found.values()
+    assert single["folder"] != half["folder"] and single["perplexity"] != half["perplexity"]
+    assert abs(single["perplexity"] / half["perplexity"] - 1) < 0.05
+
+
 def test_evaluate(t2t, run):
     code, out, _ = t2t("evaluate", run, "--split", "dev", "--average", "2", "--beam", "2", "--json")
     found = json.loads(out)

@@ -11,7 +11,7 @@ import toys
 from test_house import parameters, shapes
 from test_transformer import OTHER_SOURCE, OTHER_TARGET, SOURCE, TARGET, dropout_shapes, side_by_side
 
-from t2t import cost, decode, train
+from t2t import beam_search, cost, decode, train
 from t2t.batch import EOS, Batch
 from t2t.data.batching import fill
 from t2t.errors import UserError
@@ -290,8 +290,8 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(monkeypatch):
         return step(self, cache, tokens)
 
     def search(least):
-        monkeypatch.setattr(decode, "LEAST", least)
-        decode._advancing("cpu").clear_cache()
+        monkeypatch.setattr(beam_search, "LEAST", least)
+        beam_search._advancing("cpu").clear_cache()
         return decode.beam_search(model, params, fill(sources, 32, 8), limits, 3, 0.6, 16)
 
     monkeypatch.setattr(Recurrent, "step", noted)
@@ -301,7 +301,7 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(monkeypatch):
     np.testing.assert_array_equal(few.tokens, whole.tokens)
     np.testing.assert_allclose(few.scores, whole.scores, atol=1e-4)
     assert len({tuple(row) for row in np.asarray(few.tokens[:, 0]).tolist()}) > 5
-    decode._advancing("cpu").clear_cache()
+    beam_search._advancing("cpu").clear_cache()
 
 
 def test_the_scores_of_a_search_are_those_of_teacher_forcing():

@@ -92,7 +92,7 @@ def make(tmp_path, prepared, monkeypatch):
     """Makes run folders that were never trained, in runs/ of the working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def made(folder, tree, steps=(100_000,), split="dev", paper=25.31, decoding=None, scores=None, constraint=None):
+    def made(folder, tree, steps=(100_000,), split="dev", paper=25.31, decoding=None, scores=None, **more):
         run = runs.Run(tmp_path / "runs" / folder)
         if not run.record.is_file():
             runs.begin(run, tree, prepared, "2 x TestChip (cpu)", 0)
@@ -111,7 +111,8 @@ def make(tmp_path, prepared, monkeypatch):
             },
             "checkpoints": list(steps),
             "decoding": {**dataclasses.asdict(tree.decoding), **(decoding or {})},
-            "constraint": constraint,
+            "constraint": None,
+            **more,
         }
         if steps:
             runs.write_evaluation(run, f"{split}-{len(steps)}-{steps[-1]}-{paper}", {}, summary)
@@ -246,6 +247,16 @@ def test_a_changed_run_is_listed_apart(rows, t2t, make, change, decoding, named)
     words = f"table3_base: runs/changed, {how}; PPL 5.12, paper 25.31 [1], sacrebleu 24.31 [2], "
     assert words in out and re.search(r"^table3_base +4.92 +25.8 +not run ", out, re.MULTILINE)
     assert "- " + words in t2t("report", "table3", "--markdown")[1]
+
+
+def test_an_evaluation_in_another_precision_is_listed_apart(rows, make):
+    make("same", get("table3_base"), dtype="bfloat16")
+    make("other", get("table3_base"), dtype="float32")
+    row = rows()[0].table3_base
+    assert row["ours"]["run"] == "runs/same"
+    assert [each["changed"] for each in row["changed"]] == [
+        {"model.dtype": {"registered": "bfloat16", "run": "float32"}}
+    ]
 
 
 def test_of_several_runs_the_longest_stands(rows, make):

@@ -429,8 +429,8 @@ def written(x: jax.Array, part: jax.Array, index: jax.Array, axis: int) -> jax.A
     """x with `part` from `index` of an axis on; of bfloat16 the bits are written: XLA on a CPU makes all x float32."""
     if x.dtype != jnp.bfloat16:
         return jax.lax.dynamic_update_slice_in_dim(x, part, index, axis)
-    bits = (jax.lax.bitcast_convert_type(each, jnp.uint16) for each in (x, part))
-    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice_in_dim(*bits, index, axis), x.dtype)
+    whole, new = (jax.lax.bitcast_convert_type(each, jnp.uint16) for each in (x, part))
+    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice_in_dim(whole, new, index, axis), x.dtype)
 
 
 class Linear(nn.Module):
