@@ -161,13 +161,14 @@ class Transformer(nn.Module):
     def start(self, source: Sequences, memory: jax.Array, beams: int, room: int) -> Cache:
         """The cache before the first token, for `beams` hypotheses a sentence, with room for `room` tokens of each."""
         c, b, places = self.config, memory.shape[0], beams * room
-        memory_keys, memory_values = self._keys_and_values(source, memory)
+        kept = kept_type(c.dtype)
+        memory_keys, memory_values = (x.astype(kept) for x in self._keys_and_values(source, memory))
         return {
             "index": jnp.zeros((), jnp.int32),
             "lengths": jnp.zeros(b, jnp.int32),
             "seen": jnp.zeros((b, beams, places), bool),
-            "keys": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, c.d_k, places), c.dtype)),
-            "values": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, places, c.d_v), c.dtype)),
+            "keys": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, c.d_k, places), kept)),
+            "values": tuple(jnp.zeros((c.decoder_depth, b, c.num_heads, places, c.d_v), kept)),
             "memory_keys": tuple(memory_keys),
             "memory_values": tuple(memory_values),
             "memory_segments": source.segments,
@@ -383,8 +384,8 @@ class MultiHeadAttention(nn.Module):
         keys, values = self.keys_and_values(x, angles)
         keys, values = jnp.einsum("BKHk->BHkK", keys), jnp.einsum("BKHv->BHKv", values)
         return (
-            written(kept["keys"], keys, index, axis=3),
-            written(kept["values"], values, index, axis=2),
+            jax.lax.dynamic_update_slice_in_dim(kept["keys"], keys.astype(kept["keys"].dtype), index, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(kept["values"], values.astype(kept["values"].dtype), index, axis=2),
         )
 
     def __call__(
@@ -418,19 +419,19 @@ class MultiHeadAttention(nn.Module):
         seen [B K S] or [B 1 S]: True where a hypothesis may look. As plain products of matrices in these layouts the
         two small products are several times faster on a CPU than as those of `attention`.
         """
-        q = rotated(self.query(x), angles).swapaxes(1, 2)  # [B H K k]
+        q = rotated(self.query(x), angles).swapaxes(1, 2).astype(keys.dtype)  # [B H K k]
         scores = einsum("BHKk,BHkS->BHKS", q, keys, "float32") / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min))
-        attended = einsum("BHKS,BHSv->BHKv", weights.astype(values.dtype), values, values.dtype)
+        attended = einsum("BHKS,BHSv->BHKv", weights.astype(values.dtype), values, x.dtype)
         return self.output(attended.swapaxes(1, 2))
 
 
-def written(x: jax.Array, part: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    """x with `part` from `index` of an axis on; of bfloat16 the bits are written: XLA on a CPU makes all x float32."""
-    if x.dtype != jnp.bfloat16:
-        return jax.lax.dynamic_update_slice_in_dim(x, part, index, axis)
-    whole, new = (jax.lax.bitcast_convert_type(each, jnp.uint16) for each in (x, part))
-    return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice_in_dim(whole, new, index, axis), x.dtype)
+def kept_type(dtype: str) -> str:
+    """Of keys and values that are kept while decoding: float32 on a CPU, where small products are faster in it.
+
+    To write into an array of bfloat16 XLA makes float32 of all of it there.
+    """
+    return "float32" if jax.default_backend() == "cpu" else dtype
 
 
 class Linear(nn.Module):
