@@ -284,7 +284,7 @@ class _Waiting:
         numbers, self._numbers = self._numbers[: self.rows], self._numbers[self.rows :]
         new = self._place(numbers, self.rows)
         state, limits, rows, found = _entered(model, params, state, limits, *new, alpha, wanted)
-        rows = np.asarray(rows)
+        rows = gather(rows)
         self._keep(self._owners[rows], found)
         self._owners[rows] = numbers + [NOBODY] * (self.rows - len(numbers))
         return state, limits
