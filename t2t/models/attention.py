@@ -188,7 +188,7 @@ def _blocked_forward(
         new = jnp.maximum(largest, scores.max(-1))
         weights = jnp.where(seen, jnp.exp(scores - new[..., None]), 0)
         shrink = jnp.exp(largest - new)
-        part = jnp.einsum("BHTS,BSHv->BHTv", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
+        part = einsum("BHTS,BSHv->BHTv", weights.astype(v.dtype), values, "float32")
         return (new, total * shrink + weights.sum(-1), out * shrink[..., None] + part), None
 
     zeros = jnp.zeros((rows, heads, length))
@@ -202,17 +202,17 @@ def _blocked_forward(
 def _blocked_backward(window: Any, kept: Any, d_out: jax.Array) -> Any:
     q, k, v, of_queries, of_keys, out, log_z = kept
     scale = 1 / math.sqrt(q.shape[-1])
-    mean = jnp.einsum("BTHv,BTHv->BHT", d_out, out, preferred_element_type=jnp.float32)
+    mean = einsum("BTHv,BTHv->BHT", d_out, out, "float32")
 
     def add(dq: jax.Array, block: Any) -> tuple[jax.Array, Any]:
         keys, values, *where = block
         scores, seen = _scores(window, q, keys, of_queries, *where)
         weights = jnp.where(seen, jnp.exp(scores - log_z[..., None]), 0)
-        d_weights = jnp.einsum("BTHv,BSHv->BHTS", d_out, values, preferred_element_type=jnp.float32)
+        d_weights = einsum("BTHv,BSHv->BHTS", d_out, values, "float32")
         d_scores = (weights * (d_weights - mean[..., None]) * scale).astype(q.dtype)
         dk = einsum("BHTS,BTHk->BSHk", d_scores, q, q.dtype)
         dv = einsum("BHTS,BTHv->BSHv", weights.astype(d_out.dtype), d_out, d_out.dtype)
-        return dq + jnp.einsum("BHTS,BSHk->BTHk", d_scores, keys, preferred_element_type=jnp.float32), (dk, dv)
+        return dq + einsum("BHTS,BSHk->BTHk", d_scores, keys, "float32"), (dk, dv)
 
     dq, (dk, dv) = jax.lax.scan(add, jnp.zeros(q.shape), _key_blocks(k, v, of_keys))
     together = lambda x: jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *x.shape[3:])[:, : k.shape[1]]  # noqa: E731
@@ -234,7 +234,7 @@ def _scores(
     window: Any, q: jax.Array, keys: jax.Array, of_queries: jax.Array, of_keys: jax.Array, places: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of all queries q [B T H k] for a block of keys [B S H k]: [B H T S], NEVER where unseen, and what is seen."""
-    scores = jnp.einsum("BTHk,BSHk->BHTS", q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = einsum("BTHk,BSHk->BHTS", q, keys, "float32") / math.sqrt(q.shape[-1])
     seen = allowed(window, of_queries, of_keys, jnp.arange(q.shape[1]), places)[:, None]
     return jnp.where(seen, scores, NEVER), seen
 

@@ -22,7 +22,7 @@ from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.models.products import linear, product
+from t2t.models.products import einsum, linear, product
 from t2t.models.transformer import Embedding, Linear, Mask, shift_right
 from t2t.sharding import constrain, named
 
@@ -136,7 +136,7 @@ def advance(gates: jax.Array, weight: jax.Array, before: State) -> State:
 
 
 def _product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+    return einsum(equation, x, weight.astype(x.dtype), "float32")
 
 
 def kept(segments: jax.Array, *, reverse: bool = False) -> jax.Array:
