@@ -1,4 +1,4 @@
-"""Decodes token ids with t2t: RUN SOURCES.json BEAM EXTRA_LENGTH DTYPE"""
+"""Decodes token ids with t2t: RUN SOURCES.json BEAM EXTRA_LENGTH DTYPE exact|early"""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from t2t.experiment import override
 
 if __name__ == "__main__":
     compilation.keep_compiled()
-    folder, sources, beam, extra, dtype = sys.argv[1:]
+    folder, sources, beam, extra, dtype, stop = sys.argv[1:]
     where, experiment, vocabulary = run.load(storage.folder(folder))
     experiment = override(experiment, {"model.dtype": dtype})
     params, _ = checkpoint.load_params(where.checkpoints, experiment)
     model, longest = experiment.model.build(), experiment.model.longest
     ids = json.loads(Path(sources).read_text())["ids"]
-    config = decode.DecodingConfig(beam=int(beam), extra_length=int(extra))
+    config = decode.DecodingConfig(beam=int(beam), extra_length=int(extra), early_stopping=stop == "early")
 
     outputs: dict[int, list[int]] = {}
 

@@ -66,7 +66,11 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
     ctranslate2.write(experiment.model, params, vocabulary, weights)
     search = BEAM, options.extra_length
     ours = _words(sys.executable, HERE / "decode_t2t.py", options.subject, sources, *search)
-    engines = {OURS: [*ours, "float32"], f"{OURS} bfloat16": [*ours, "bfloat16"]}
+    engines = {
+        OURS: [*ours, "float32", "exact"],
+        f"{OURS} early stopping": [*ours, "float32", "early"],  # as CTranslate2 stops
+        f"{OURS} bfloat16": [*ours, "bfloat16", "exact"],
+    }
     for kind in ("float32", "int8"):
         script = HERE / "decode_ctranslate2.py"
         words = _words(options.peers, script, weights, sources, *search, kind, ROWS, options.threads)

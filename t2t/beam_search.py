@@ -65,6 +65,18 @@ def length_penalty(length: jax.Array | int, alpha: jax.Array | float) -> jax.Arr
     return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
 
 
+class Ending(NamedTuple):
+    """When a sentence is done."""
+
+    wanted: int  # outputs that are asked for
+    early: bool  # as soon as K hypotheses have ended
+
+    @classmethod
+    def of(cls, beams: int, wanted: int | None, early_stopping: bool) -> "Ending":
+        """Of a search with `beams` hypotheses; wanted None: all of them."""
+        return cls(min(wanted or beams, beams), early_stopping)
+
+
 class Beams(NamedTuple):
     """What beam search carries from token to token."""
 
@@ -88,13 +100,15 @@ def beam_search(
     max_length: int,
     automaton: Automaton | None = None,
     wanted: int | None = None,
+    early_stopping: bool = False,
 ) -> Found:
     """The `wanted` best outputs (None: `beams`, the most there are) for each row of source [B S].
 
     limits [B]: the most tokens an output may have, EOS counted, at most `max_length`; 0 for a row that is empty.
     Of 2 K candidates a step, those that end compete for the K finished places and the others for the K living ones. A
     sentence is done when the last wanted of its finished scores is beyond what its best living hypothesis can reach at
-    full length. If nothing has ended at the limit, the living are returned as they stand.
+    full length; with `early_stopping` already when as many as there are beams have ended. If nothing has ended at the
+    limit, the living are returned as they stand.
 
     With an `automaton` no hypothesis goes on with a token that it forbids.
 
@@ -102,10 +116,10 @@ def beam_search(
     among the best K, so that a single beam is exactly greedy decoding.
     """
     limits = jnp.asarray(limits, jnp.int32)
-    wanted = min(wanted or beams, beams)
+    ending = Ending.of(beams, wanted, early_stopping)
     state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, automaton)
-    state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, wanted)
-    return _found(state, limits, alpha, wanted)
+    state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, ending)
+    return _found(state, limits, alpha, ending.wanted)
 
 
 def search_all(
@@ -118,17 +132,18 @@ def search_all(
     alpha: float,
     max_length: int,
     wanted: int | None = None,
+    early_stopping: bool = False,
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """`beam_search` of any number of sentences in `rows` rows: (number, tokens [K T], scores [K]) each, in any order.
 
     `place` makes the sources and limits of sentences by their numbers, as `beam_search` takes them.
     """
-    wanted = min(wanted or beams, beams)
+    ending = Ending.of(beams, wanted, early_stopping)
     waiting = _Waiting(numbers, rows, place)
     source, limits = place(numbers[:rows], rows)
     state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, None)
-    state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, wanted, waiting)
-    return waiting.all(_found(state, limits, alpha, wanted))
+    state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, ending, waiting)
+    return waiting.all(_found(state, limits, alpha, ending.wanted))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "room", "max_length"))
@@ -169,7 +184,7 @@ def _search(
     limits: jax.Array,
     alpha: jax.Array,
     automaton: Automaton | None,
-    wanted: int,
+    ending: Ending,
     waiting: "_Waiting | None" = None,
 ) -> tuple[Beams, jax.Array]:
     """Token after token until all rows are done, and none is left of those `waiting` for rows.
@@ -181,19 +196,19 @@ def _search(
     few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
     while True:
         stop = len(limits) - waiting.rows if waiting else few
-        state, left, used = advance(model, params, state, limits, alpha, automaton, np.int32(stop), wanted)
+        state, left, used = advance(model, params, state, limits, alpha, automaton, np.int32(stop), ending)
         if int(left) > stop:
             places = _places(int(used), *state.living.shape[1:])
             state = state._replace(cache=_moved_together(model, state.cache, places))
         elif waiting:
-            state, limits = waiting.enter(model, params, state, limits, alpha, wanted)
+            state, limits = waiting.enter(model, params, state, limits, alpha, ending.wanted)
         else:
             break
     answers = state._replace(cache=None, at=None)
     if int(left) == 0:
         return answers, limits
     rows, *rest = _rows_left(model, state, limits, automaton, few)
-    part, _ = _search(model, params, rest[0], rest[1], alpha, rest[2], wanted)
+    part, _ = _search(model, params, rest[0], rest[1], alpha, rest[2], ending)
     return _put(answers, rows, part), limits
 
 
@@ -205,7 +220,7 @@ def _advance(
     alpha: jax.Array,
     automaton: Automaton | None,
     few: jax.Array,
-    wanted: int,
+    ending: Ending,
 ) -> tuple[Beams, jax.Array, jax.Array]:
     """Token after token until at most `few` rows are left or the cache is full.
 
@@ -217,7 +232,7 @@ def _advance(
         before = _take(jnp.swapaxes(state.living, 1, 2), jnp.maximum(state.length - 1, 0)[:, None], 1)[:, 0]
         last = jnp.where(state.length[:, None] == 0, PAD, before)
         logits, cache = model.apply(params, state.cache, last, method="step")
-        return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton, wanted)
+        return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton, ending)
 
     def goes_on(state: Beams) -> jax.Array:
         fits = state.cache["index"] + k <= state.cache["seen"].shape[2] if limited else True
@@ -236,7 +251,7 @@ def _advance(
 def _advancing(platform: str) -> Callable[..., tuple[Beams, jax.Array, jax.Array]]:
     """`_advance`, compiled. On a CPU XLA copies the whole cache for every token unless it is told to look closely."""
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if platform == "cpu" else None
-    return jax.jit(_advance, static_argnames=("model", "wanted"), donate_argnames="state", compiler_options=options)
+    return jax.jit(_advance, static_argnames=("model", "ending"), donate_argnames="state", compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "few"))
@@ -370,7 +385,7 @@ def _next_beams(
     limits: jax.Array,
     alpha: jax.Array,
     automaton: Automaton | None,
-    wanted: int,
+    ending: Ending,
 ) -> Beams:
     """One token further: logits [B K V] for the next token of every living hypothesis."""
     k = logits.shape[1]
@@ -391,8 +406,9 @@ def _next_beams(
     living, parent = _take(tokens, kept, 1), _take(beam, kept, 1)
     reachable = log_probs[:, 0] / length_penalty(limits, alpha)
     # With a single beam nothing is left to choose between once it has ended.
-    last = scores[:, wanted - 1]
-    beaten = (last > NEVER) & ((last > reachable) | (k == 1))
+    ended = scores > NEVER
+    beaten = ended[:, ending.wanted - 1] & ((scores[:, ending.wanted - 1] > reachable) | (k == 1))
+    beaten |= ended.all(1) & ending.early
     dead = log_probs[:, 0] < NEVER / 2  # an automaton may let nothing go on
     done = state.done | beaten | dead | (length >= limits)
     # A row that is done stays as it is: its living hypotheses may be its answer.
@@ -415,8 +431,9 @@ def _candidates(
     if automaton:
         ranked, log_z = log_probs_of(logits, automaton, state.at, limits - state.length), jnp.zeros((b, k))
     else:
-        ranked, log_z = jnp.where(jnp.arange(v) == PAD, NEVER, logits), jax.nn.logsumexp(logits, axis=-1)
-    ranked, tokens = _top_k(ranked, min(2 * k, v))
+        ranked, log_z = logits, jax.nn.logsumexp(logits, axis=-1)
+    ranked, tokens = _top_k(ranked, min(2 * k + 1, v))  # one more, for PAD
+    ranked = jnp.where(tokens == PAD, NEVER, ranked)
     log_probs = ranked + (state.log_probs - log_z)[..., None]
     top, choice = jax.lax.top_k(log_probs.reshape(b, -1), 2 * k)
     return top, choice // ranked.shape[-1], _take(tokens.reshape(b, -1), choice, 1)

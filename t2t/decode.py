@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t.batch import EOS, PAD, Batch, Sequences
-from t2t.beam_search import NEVER, Automaton, Found, beam_search, length_penalty, log_probs_of, search_all
+from t2t.beam_search import LEAST, NEVER, Automaton, Found, beam_search, length_penalty, log_probs_of, search_all
 from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
 from t2t.sharding import gather, on_mesh, row_shares, side_by_side
 
+ALONE = 32  # so many sentences at most are searched for by one thread
 THREADS = 2  # batches at a time on a CPU: one by itself leaves the second of two cores idle for almost half of its time
 
 Params = Any
@@ -31,6 +32,7 @@ class DecodingConfig:
     alpha: NonNegative = 0.6  # α: exponent of the length penalty; paper: 0.6
     extra_length: Whole = 50  # tokens: the output is at most this much longer than the input; paper: 50
     max_input: Annotated[int, Range(low=2)] = 512  # tokens with EOS: a longer input is split or cut
+    early_stopping: bool = False  # done once K hypotheses ended; paper: not until no other can be better
     rows: Count = 128  # sentences decoded at a time
 
 
@@ -220,11 +222,15 @@ def _parts(sources: list[list[int]], most: int, searched: bool) -> Iterator[_Par
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
-        rows = _rows(len(chosen), most)
-        rows += -rows % row_shares()
-        at_once = -(-len(chosen) // (_threads() if len(chosen) > rows else 1)) if searched else rows
-        for begin in range(0, len(chosen), at_once):
-            yield _Part(chosen[begin : begin + at_once].tolist(), rows, int(length))
+        if searched:
+            streams = _threads() if len(chosen) > ALONE else 1
+            for part in (chosen[i::streams].tolist() for i in range(streams)):
+                yield _Part(part, _rows(len(part), most, waiting=True), int(length))
+        else:
+            rows = _rows(len(chosen), most)
+            rows += -rows % row_shares()
+            for begin in range(0, len(chosen), rows):
+                yield _Part(chosen[begin : begin + rows].tolist(), rows, int(length))
 
 
 class _Batch(NamedTuple):
@@ -235,9 +241,13 @@ class _Batch(NamedTuple):
     automaton: Automaton | None
 
 
-def _rows(sentences: int, most: int) -> int:
-    """Rows of a batch: the next power of two, so that a few lines need not wait for `most` rows of work."""
-    return min(most, 1 << (sentences - 1).bit_length())
+def _rows(sentences: int, most: int, waiting: bool = False) -> int:
+    """Rows of a batch: the next power of two, so that a few lines need not wait for `most` rows of work.
+
+    Where sentences may wait for a row it is half as many, if they would leave more than a quarter of the rows empty.
+    """
+    rows = 1 << (sentences - 1).bit_length()
+    return min(most, rows // 2 if waiting and rows > LEAST and 4 * sentences < 3 * rows else rows)
 
 
 def _decode_batch(
@@ -259,7 +269,7 @@ def _decode_batch(
         return sample(model, params, source, limits, keys, *how)
     if config.beam == 1:
         return greedy(model, params, source, limits, config.alpha, max_length, batch.automaton)
-    how = (config.beam, config.alpha, max_length, batch.automaton, wanted)
+    how = (config.beam, config.alpha, max_length, batch.automaton, wanted, config.early_stopping)
     return beam_search(model, params, source, limits, *how)
 
 
@@ -286,7 +296,7 @@ def _search_part(
     def place(numbers: list[int], rows: int) -> tuple[Sequences, jax.Array]:
         return _placed([sources[i] for i in numbers], rows, part.length, config, longest)
 
-    how = (config.beam, config.alpha, part.length + config.extra_length, wanted)
+    how = (config.beam, config.alpha, part.length + config.extra_length, wanted, config.early_stopping)
     return search_all(model, params, part.sentences, part.rows, place, *how)
 
 

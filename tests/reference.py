@@ -286,14 +286,15 @@ def exhaustive_search(log_probs_of_next, vocabulary_size, end, alpha, max_length
     return best_first(finished)[:n]
 
 
-def beam_search(log_probs_of_next, beam, end, alpha, max_length):
+def beam_search(log_probs_of_next, beam, end, alpha, max_length, early=False):
     """Beam search for one sentence: a list of at most `beam` (tokens, log p / length penalty), best first; alpha >= 0.
 
     Each step takes the 2 * beam most probable extensions of the living beams; those that end, and are among the best
     `beam`, compete for the `beam` finished places by score; the best `beam` that do not end live on. It stops when the
     worst of a full finished set beats what any living beam can still reach: log p only falls, and the penalty is
-    greatest at max_length; a single beam stops where it ends, which makes it greedy decoding. Living beams are
-    returned, with their score at that length, only where max_length is reached and nothing has finished.
+    greatest at max_length; a single beam stops where it ends, which makes it greedy decoding; `early`, it stops as soon
+    as the finished set is full. Living beams are returned, with their score at that length, only where max_length is
+    reached and nothing has finished.
     """
     finished = []
     living = [((), 0.0)]
@@ -308,7 +309,7 @@ def beam_search(log_probs_of_next, beam, end, alpha, max_length):
         if not living:
             break
         reachable = max(log_prob for _, log_prob in living) / length_penalty(max_length, alpha)
-        if len(finished) == beam and (beam == 1 or finished[-1][1] > reachable):
+        if len(finished) == beam and (early or beam == 1 or finished[-1][1] > reachable):
             break
     if finished:
         return finished

@@ -38,9 +38,10 @@ def next_log_probs(source, prefix):
 jitted = jax.jit(MODEL.apply)
 
 
-def beams(sources, limits, beam, alpha, max_length):
+def beams(sources, limits, beam, alpha, max_length, early=False):
     source = fill(sources, len(sources), 8)
-    found = decode.beam_search(MODEL, PARAMS, source, jnp.array(limits), beam, alpha, max_length)
+    how = dict(early_stopping=early)
+    found = decode.beam_search(MODEL, PARAMS, source, jnp.array(limits), beam, alpha, max_length, **how)
     return [decode._hypotheses(*row) for row in zip(*jax.device_get(found), strict=True)]
 
 
@@ -63,12 +64,14 @@ def test_a_beam_that_holds_everything_is_brute_force(alpha):
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("beam", [1, 2, 3])
-def test_beam_search_is_the_plain_one(beam, alpha):
+def test_beam_search_is_the_plain_one(beam, alpha, early):
     limits = [6, 3, 7]
-    for source, limit, ours in zip(SOURCES, limits, beams(SOURCES, limits, beam, alpha, 7), strict=True):
-        theirs = reference.beam_search(functools.partial(next_log_probs, tuple(source)), beam, EOS, alpha, limit)
+    for source, limit, ours in zip(SOURCES, limits, beams(SOURCES, limits, beam, alpha, 7, early), strict=True):
+        following = functools.partial(next_log_probs, tuple(source))
+        theirs = reference.beam_search(following, beam, EOS, alpha, limit, early)
         assert_same(ours, as_hypotheses(theirs))
 
 
@@ -332,8 +335,29 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
         np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
         state = beam_search._begin(model, table, source, limits, 4, 16, 40, None)
         advance = beam_search._advancing("cpu")
-        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, wanted)[0].length.item())
+        ending = beam_search.Ending.of(4, wanted, early_stopping=False)
+        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, ending)[0].length.item())
     assert steps[1] < steps[2] <= steps[4] < 40
+
+
+def test_early_stopping_is_done_with_the_fourth_of_four_that_ended():
+    """Where no hypothesis is much worse for going on, the full search looks further and finds better ones."""
+    table = jax.random.normal(jax.random.key(0), (9, 9)).at[:, EOS].add(1.0)
+    model, source, limits = Markov(), fill([[2, 1]], 1, 8), jnp.full(1, 40)
+    longest, scores = {}, {}
+    for early in (False, True):
+        found = decode.beam_search(model, table, source, limits, 4, 2.0, 40, early_stopping=early)
+        longest[early], scores[early] = int((found.tokens != 0).sum(-1).max()), found.scores
+    assert longest[True] < longest[False]
+    assert (scores[True] < scores[False]).any() and (scores[True] <= scores[False]).all()
+
+
+@pytest.mark.parametrize("sentences", [1, 5, 16, 23, 24, 32, 33, 150, 1000])
+def test_a_search_has_few_empty_rows_and_forgets_no_sentence(sentences):
+    parts = list(decode._parts([[5, 1]] * sentences, 128, searched=True))
+    assert sorted(i for part in parts for i in part.sentences) == [*range(sentences)]
+    assert all(len(part.sentences) >= 0.75 * part.rows for part in parts if part.rows > beam_search.LEAST)
+    assert all(part.rows <= 128 and part.rows & (part.rows - 1) == 0 for part in parts)
 
 
 @pytest.mark.parametrize("size", [5, 63, 64, 1000, 1001])

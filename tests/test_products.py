@@ -9,6 +9,7 @@ from t2t.batch import Batch
 from t2t.data.batching import fill
 from t2t.decode import beam_search
 from t2t.experiment import get, override
+from t2t.models import products
 from t2t.models.products import einsum, linear, product
 from t2t.sharding import unboxed
 from t2t.train import init_state, train_step
@@ -69,8 +70,10 @@ def test_sums_of_bfloat16_are_float32(result):
     assert jax.jit(lambda a, b: einsum("ij,kj->ik", a, b, result))(ones, ones).item() == 4096
 
 
-def test_on_a_cpu_no_array_of_bfloat16_is_made_float32_before_it_is_multiplied():
-    """What multiplies bfloat16 itself there is asked for float32, forward and for each gradient."""
+@pytest.mark.parametrize(("fast", "given"), [(True, "bf16"), (False, "f32")])
+def test_on_a_cpu_products_are_asked_for_in_float32(fast, given, monkeypatch):
+    """Forward and for each gradient; both arrays stay bfloat16 where the CPU multiplies these, and only there."""
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: fast)
     shape = jax.ShapeDtypeStruct((4, 4), jnp.bfloat16)
 
     def both(a, b):
@@ -78,16 +81,30 @@ def test_on_a_cpu_no_array_of_bfloat16_is_made_float32_before_it_is_multiplied()
             1
         ](a)
 
-    products = [line for line in str(jax.make_jaxpr(both)(shape, shape)).split("\n") if "dot_general" in line]
-    assert len(products) == 6 and all("f32[4,4] = dot_general" in line for line in products)
+    lowered = jax.jit(both).lower(shape, shape).as_text()
+    multiplied = [line for line in lowered.split("\n") if "= stablehlo.dot_general" in line]
+    assert len(multiplied) == 5  # that of the value itself is not asked for
+    assert all(f"(tensor<4x4x{given}>, tensor<4x4x{given}>) -> tensor<4x4xf32>" in line for line in multiplied)
+
+
+def test_what_a_cpu_multiplies_fast_is_read_from_its_flags(tmp_path):
+    told = tmp_path / "cpuinfo"
+    assert not products.multiplies_bfloat16(tmp_path / "not Linux")
+    for flags, fast in (("fma avx512_bf16", False), ("fma amx_bf16 amx_tile", True)):
+        told.write_text(f"processor : 0\nflags : {flags}\n")
+        products.multiplies_bfloat16.cache_clear()
+        assert products.multiplies_bfloat16(told) == (fast and jax.__version_info__ >= products.MULTIPLIES_BFLOAT16)
 
 
 @pytest.mark.parametrize(
     "name",
     ["quickstart", "modern_restricted", "modern_blocked", *(f"baseline_{kind}" for kind in KINDS)],
 )
-def test_architectures_train_and_decode_in_bfloat16(name):
+def test_architectures_train_and_decode_in_bfloat16(name, monkeypatch):
     """XLA's CPU backend fails on some products of bfloat16; the gradients' norm is near that in float32."""
+    if jax.__version_info__ >= products.MULTIPLIES_BFLOAT16:
+        monkeypatch.setattr(products, "multiplies_bfloat16", lambda: True)
+        jax.clear_caches()  # of programs that were made for this CPU
     rows = fill([[5, 6, 7, 1], [8, 9, 1]], 2, 32)
     batch = Batch(rows, rows)
     norms = {}

@@ -4,6 +4,7 @@ Sums are float32 whatever is multiplied. Axis letters are those of `t2t.sharding
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,14 +17,24 @@ MULTIPLIES_BFLOAT16 = (0, 10, 0)
 def einsum(equation: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """The einsum of two arrays, its result of `dtype`.
 
-    On a CPU the product itself is float32: those that multiply bfloat16 (AMX, AVX512-BF16) are asked to by XLA only so.
-    For a result in bfloat16 it would make float32 of both arrays first; an old one is given float32.
+    On a CPU the product itself is float32: for a result in bfloat16 XLA would make float32 of both arrays first, also
+    where bfloat16 is what the CPU multiplies fast. Where it is not, the product is given float32.
     """
     if jax.default_backend() != "cpu":
         return jnp.einsum(equation, a, b, preferred_element_type=dtype)
-    if jax.__version_info__ < MULTIPLIES_BFLOAT16:
+    if not multiplies_bfloat16():
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32).astype(dtype)
+
+
+@functools.cache
+def multiplies_bfloat16(told: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU is faster at products of bfloat16 than of float32, as AMX is; AVX512-BF16 alone is not by XLA.
+
+    `told`: where Linux names what a CPU can do; elsewhere nobody says, and float32 is never much slower.
+    """
+    flags = told.read_text() if told.exists() else ""
+    return jax.__version_info__ >= MULTIPLIES_BFLOAT16 and "amx_bf16" in flags.split()
 
 
 def product(equation: str, dtype: str, a: jax.Array, b: jax.Array) -> jax.Array:
