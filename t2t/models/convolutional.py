@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from t2t.batch import PAD, Sequences
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.models.products import linear, product
+from t2t.models.products import letters, linear, product
 from t2t.models.transformer import Mask, scan_layers, shift_right, taken_apart
 from t2t.sharding import constrain, named
 
@@ -322,8 +322,7 @@ class Affine(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x with the letters of the equation's first term -> those of its result."""
-        inputs, output = self.equation.split("->")
-        x_axes, w_axes = inputs.split(",")
+        x_axes, w_axes, y_axes = letters(self.equation)
         summed = [i for i, a in enumerate(w_axes) if a in x_axes]
         kept = "".join(a for a in w_axes if a not in x_axes)
         shape, shape_kept = ([self.sizes[a] for a in axes] for axes in (w_axes, kept))
@@ -333,4 +332,4 @@ class Affine(nn.Module):
         bias = self.param("bias", named(nn.initializers.zeros, kept), shape_kept)
         weight = direction * (norm * jax.lax.rsqrt(jnp.square(direction).sum(summed)))
         y: Any = linear(self.equation, self.dtype, x, weight)
-        return constrain(y + bias.astype(self.dtype), output)
+        return constrain(y + bias.astype(self.dtype), y_axes)

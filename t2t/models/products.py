@@ -58,7 +58,7 @@ def _product_forward(equation: str, dtype: str, a: jax.Array, b: jax.Array) -> A
 
 def _product_backward(equation: str, dtype: str, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     a, b = kept
-    a_axes, b_axes, y_axes = _letters(equation)
+    a_axes, b_axes, y_axes = letters(equation)
     dy = dy.astype(a.dtype)
     return _in_order(y_axes, dy, b_axes, b, a_axes, a.dtype), _in_order(y_axes, dy, a_axes, a, b_axes, b.dtype)
 
@@ -94,7 +94,7 @@ def _linear_forward(equation: str, dtype: str, x: jax.Array, weight: jax.Array) 
 
 def _linear_backward(equation: str, dtype: str, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = kept
-    x_axes, w_axes, y_axes = _letters(equation)
+    x_axes, w_axes, y_axes = letters(equation)
     dy = dy.astype(x.dtype)
     dx = einsum(f"{y_axes},{w_axes}->{x_axes}", dy, weight.astype(x.dtype), x.dtype)
     first, second = (x_axes, x), (y_axes, dy)
@@ -109,7 +109,7 @@ def _linear_backward(equation: str, dtype: str, kept: Any, dy: jax.Array) -> tup
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def _letters(equation: str) -> tuple[str, str, str]:
+def letters(equation: str) -> tuple[str, str, str]:
     """Those of both arguments and of the result."""
     inputs, output = equation.split("->")
     first, second = inputs.split(",")

@@ -21,7 +21,7 @@ from t2t.errors import UserError
 from t2t.knobs import Count, Positive, Probability, Range, Whole
 from t2t.models.attention import Mask, attend
 from t2t.models.dropout import Dropout
-from t2t.models.products import einsum, linear
+from t2t.models.products import einsum, letters, linear
 from t2t.sharding import constrain, named, unboxed
 
 Cache = dict[str, Any]
@@ -445,8 +445,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x with the letters of the equation's first term -> those of its result."""
-        inputs, output = self.equation.split("->")
-        x_axes, w_axes = inputs.split(",")
+        x_axes, w_axes, y_axes = letters(self.equation)
         fan_in = [i for i, a in enumerate(w_axes) if a in x_axes]
         fan_out = [i for i, a in enumerate(w_axes) if a not in x_axes]
         xavier = nn.initializers.glorot_uniform(in_axis=fan_in, out_axis=fan_out)
@@ -455,7 +454,7 @@ class Linear(nn.Module):
         if self.bias:
             bias = self.param("bias", named(nn.initializers.zeros, self.bias), [self.sizes[a] for a in self.bias])
             y = y + bias.astype(self.dtype)
-        return constrain(y, output)
+        return constrain(y, y_axes)
 
 
 # ------------------------------------------------------------------------------ 3.3 Feed-forward networks
