@@ -406,9 +406,9 @@ def _next_beams(
     living, parent = _take(tokens, kept, 1), _take(beam, kept, 1)
     reachable = log_probs[:, 0] / length_penalty(limits, alpha)
     # With a single beam nothing is left to choose between once it has ended.
-    ended = scores > NEVER
-    beaten = ended[:, ending.wanted - 1] & ((scores[:, ending.wanted - 1] > reachable) | (k == 1))
-    beaten |= ended.all(1) & ending.early
+    last = scores[:, ending.wanted - 1]
+    beaten = (last > NEVER) & ((last > reachable) | (k == 1))
+    beaten |= (scores > NEVER).all(1) & ending.early
     dead = log_probs[:, 0] < NEVER / 2  # an automaton may let nothing go on
     done = state.done | beaten | dead | (length >= limits)
     # A row that is done stays as it is: its living hypotheses may be its answer.

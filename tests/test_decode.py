@@ -40,8 +40,8 @@ jitted = jax.jit(MODEL.apply)
 
 def beams(sources, limits, beam, alpha, max_length, early=False):
     source = fill(sources, len(sources), 8)
-    how = dict(early_stopping=early)
-    found = decode.beam_search(MODEL, PARAMS, source, jnp.array(limits), beam, alpha, max_length, **how)
+    how = (beam, alpha, max_length)
+    found = decode.beam_search(MODEL, PARAMS, source, jnp.array(limits), *how, early_stopping=early)
     return [decode._hypotheses(*row) for row in zip(*jax.device_get(found), strict=True)]
 
 
