@@ -86,13 +86,20 @@ def test_on_a_cpu_products_are_asked_for_in_float32(fast, given, monkeypatch):
     assert all(f"(tensor<4x4x{given}>, tensor<4x4x{given}>) -> tensor<4x4xf32>" in line for line in multiplied)
 
 
-def test_what_a_cpu_multiplies_fast_is_read_from_its_flags(tmp_path):
-    told = tmp_path / "cpuinfo"
+@pytest.mark.parametrize(
+    ("maker", "flags", "fast"),
+    [
+        ("GenuineIntel", "fma avx512_bf16", False),
+        ("GenuineIntel", "fma avx512_bf16 amx_bf16 amx_tile", True),
+        ("AuthenticAMD", "fma avx512_bf16", True),
+        ("AuthenticAMD", "fma avx2", False),
+    ],
+)
+def test_what_a_cpu_multiplies_fast_is_read_from_what_linux_tells(maker, flags, fast, tmp_path):
     assert not products.multiplies_bfloat16(tmp_path / "not Linux")
-    for flags, fast in (("fma avx512_bf16", False), ("fma amx_bf16 amx_tile", True)):
-        told.write_text(f"processor : 0\nflags : {flags}\n")
-        products.multiplies_bfloat16.cache_clear()
-        assert products.multiplies_bfloat16(told) == (fast and jax.__version_info__ >= products.MULTIPLIES_BFLOAT16)
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor : 0\nvendor_id : {maker}\nflags : {flags}\n")
+    assert products.multiplies_bfloat16(told) == (fast and jax.__version_info__ >= products.MULTIPLIES_BFLOAT16)
 
 
 @pytest.mark.parametrize(
