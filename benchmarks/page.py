@@ -23,6 +23,7 @@ HEAD = """# Benchmarks
 Written by `benchmarks/page.py` from `benchmarks/results`; not by hand. Rates and ratios are medians, with quartiles
 in brackets. `first` is the first time, with what is compiled or loaded then; the rates leave it out.
 """
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of these a CPU's speed depends most on the first it has
 # What is compared in docs/recall.svg, by the names of experiments, and what it is called there.
 NAMES = {
     "recall_transformer": "Transformer",
@@ -68,9 +69,12 @@ def origin(how: list[str]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """The name of this machine's processor, and the most that it has of INSTRUCTIONS."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    most = next((each for each in INSTRUCTIONS if each in flags), "")
+    return f"{name} with {most}" if most else name
 
 
 def commit() -> str:

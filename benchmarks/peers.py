@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 BEAM = 4
 ROWS = 32  # sentences that a peer decodes at a time: of 32 and 64 the faster on two cores for CTranslate2
 MANY = 300  # at most so many of our batches are taken apart for those of the peers
-OURS = "t2t"
+OURS, MARIAN = "t2t", "Hugging Face Marian"
 
 
 class Comparison(NamedTuple):
@@ -70,16 +70,16 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
         OURS: [*ours, "float32", "exact"],
         f"{OURS} early stopping": [*ours, "float32", "early"],  # as CTranslate2 stops
         f"{OURS} bfloat16": [*ours, "bfloat16", "exact"],
+        f"{OURS} bfloat16 early stopping": [*ours, "bfloat16", "early"],
     }
     for kind in ("float32", "int8"):
         script = HERE / "decode_ctranslate2.py"
         words = _words(options.peers, script, weights, sources, *search, kind, ROWS, options.threads)
         engines[f"CTranslate2 {kind}"] = words
-    hugging_face.write(experiment, params, vocabulary, folder / "marian")
+    if not options.engines or MARIAN in options.engines.split(","):  # it has no place for pre-LN
+        hugging_face.write(experiment, params, vocabulary, folder / "marian")
     script = HERE / "decode_transformers.py"
-    engines["Hugging Face Marian"] = _words(
-        options.peers, script, folder / "marian", sources, *search, ROWS, options.threads
-    )
+    engines[MARIAN] = _words(options.peers, script, folder / "marian", sources, *search, ROWS, options.threads)
     trained = f"t2t train {_changed(experiment)} # step {max(checkpoint.all_steps(where.checkpoints))}"
     what = (
         f"decode, beam {BEAM}, {len(ids):,} sentences, outputs of up to {options.extra_length} tokens more than these"
