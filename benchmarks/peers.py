@@ -76,7 +76,7 @@ def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
         script = HERE / "decode_ctranslate2.py"
         words = _words(options.peers, script, weights, sources, *search, kind, ROWS, options.threads)
         engines[f"CTranslate2 {kind}"] = words
-    if not options.engines or MARIAN in options.engines.split(","):  # it has no place for pre-LN
+    if among(MARIAN, options.engines):  # it has no place for pre-LN
         hugging_face.write(experiment, params, vocabulary, folder / "marian")
     script = HERE / "decode_transformers.py"
     engines[MARIAN] = _words(options.peers, script, folder / "marian", sources, *search, ROWS, options.threads)
@@ -189,16 +189,20 @@ def _changed(experiment: Experiment) -> str:
     return " ".join([experiment.name, *(f"--{name} {value}" for name, (_, value) in changed.items())])
 
 
+def among(name: str, names: str) -> bool:
+    """Whether an engine is one of those named, with commas between; without names, all are."""
+    return not names or name in names.split(",")
+
+
 def chosen(engines: dict[str, list[str]], names: str) -> dict[str, list[str]]:
     """Ours and those named: all at once may be more than the memory holds.
 
     Raises:
         SystemExit: a name is none of theirs.
     """
-    wanted = [OURS, *filter(None, names.split(","))] if names else [*engines]
-    if unknown := [name for name in wanted if name not in engines]:
+    if unknown := [name for name in filter(None, names.split(",")) if name not in engines]:
         raise SystemExit(f"--engines: no {unknown[0]!r}; there are {', '.join(engines)}")
-    return {name: words for name, words in engines.items() if name in wanted}
+    return {name: words for name, words in engines.items() if name == OURS or among(name, names)}
 
 
 def measure(commands: dict[str, list[str]], rounds: int) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
