@@ -29,7 +29,7 @@ import numpy as np
 from page import commit, keep, page, processor
 
 from t2t import bench, checkpoint, metrics, run, storage
-from t2t.data.pipeline import TrainingBatches
+from t2t.data.pipeline import TrainingBatches, everything
 from t2t.data.pipeline import pairs as in_batch
 from t2t.data.task import Pair
 from t2t.experiment import Experiment, differences, get, override
@@ -102,7 +102,8 @@ def training(folder: Path, options: argparse.Namespace) -> Comparison:
     """Steps of an experiment; the peers' batches are written to `folder`."""
     knobs = {flag[2:]: value for flag, value in zip(options.knobs[::2], options.knobs[1::2], strict=True)}
     experiment = override(get(options.subject), knobs)
-    batches = bench.training_batches(experiment, make_mesh(experiment.mesh), print)
+    # Whole batches: peers compute them at once, whatever --mesh.tokens_per_device has ours do.
+    batches = bench.training_batches(experiment, make_mesh(experiment.mesh), print).shared(everything)
     model: Any = experiment.model
     sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "p_drop", "dtype")
     work = {
@@ -128,12 +129,27 @@ def training(folder: Path, options: argparse.Namespace) -> Comparison:
 def padded(batches: TrainingBatches, tokens: int, steps: int) -> list[tuple[list, list]]:
     """Batches of pairs of like length, each padded to its longest: what one has without packing (section 5.1).
 
-    A batch has at most `tokens` positions a side. Those of `steps` are drawn at random from those of an epoch.
+    A batch has at most `tokens` positions a side. Those of `steps` are drawn at random from those of an epoch. Of the
+    orders that pairs are put in by their lengths it is the one that pads least.
     """
     drawn = np.random.default_rng(0)
     many = min(len(batches.epochs), MANY)
     pairs = [pair for step in range(many) for pair in in_batch(batches[step])]
-    pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
+    orders = [in_batches(sorted(pairs, key=key), tokens) for key in (_by_target, _by_longer)]
+    found = min(([_padded(batch) for batch in batches] for batches in orders), key=_positions)
+    return [found[i] for i in drawn.permutation(len(found))[:steps]]
+
+
+def _by_target(pair: tuple[list, list]) -> tuple[int, int]:
+    return len(pair[1]), len(pair[0])
+
+
+def _by_longer(pair: tuple[list, list]) -> tuple[int, int]:
+    return max(map(len, pair)), len(pair[1])
+
+
+def in_batches(pairs: list[tuple[list, list]], tokens: int) -> list[list[tuple[list, list]]]:
+    """The pairs in their order, as many a batch as have at most `tokens` positions when padded to its longest side."""
     found, batch, longest = [], [], 0
     for pair in pairs:
         longest = max(longest, *map(len, pair))
@@ -141,8 +157,11 @@ def padded(batches: TrainingBatches, tokens: int, steps: int) -> list[tuple[list
             found.append(batch)
             batch, longest = [], max(map(len, pair))
         batch.append(pair)
-    found.append(batch)
-    return [_padded(found[i]) for i in drawn.permutation(len(found))[:steps]]
+    return [*found, batch]
+
+
+def _positions(batches: list[tuple[list, list]]) -> int:
+    return sum(len(side) * len(side[0]) for batch in batches for side in batch)
 
 
 def _padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[list, list]:

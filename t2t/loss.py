@@ -1,6 +1,8 @@
 """Section 5.4's label-smoothed cross-entropy, as sums: sums of shards and of batches add up exactly."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ def cross_entropy(logits: jax.Array, target: jax.Array, segments: jax.Array, eps
     nats), `correct` (tokens whose truth is the likeliest piece), `tokens`.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    truth = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    # Not looked up: the gradient of that is an addition at places of an array of zeros that is as large as the logits.
+    truth = jnp.where(jnp.arange(logits.shape[-1]) == target[..., None], logits, 0).sum(-1)
     nll = log_z - truth
     others = (logits.shape[-1] - 1) * log_z - (logits.sum(-1) - truth)  # the sum of -log p over all but the truth
     sums = {
@@ -39,23 +42,50 @@ def in_slices(
 ) -> Sums:
     """`cross_entropy` of the logits project(y), of which there is only one slice of positions at a time.
 
-    The logits of a slice are thrown away and made again for the gradient: at most 1 / `number` of them are in memory.
+    At most 1 / `number` of the logits are in memory. The gradient of `loss`, the only one of the sums that has one, is
+    made slice by slice together with the sums, so that no logits are made twice.
 
     y [B T D], target [B T], segments [B T]; project takes [B t D] to [B t V]; number: of slices, a divisor of T.
     """
+    sums: Sums
     if number == 1:
-        return cross_entropy(project(y), target, segments, epsilon)
+        sums = cross_entropy(project(y), target, segments, epsilon)
+    else:
+        parts = tuple(
+            jnp.moveaxis(x.reshape(x.shape[0], number, -1, *x.shape[2:]), 1, 0) for x in (y, target, segments)
+        )
+        pure, weights = jax.closure_convert(project, parts[0][0])
+        sums = _in_slices(pure, epsilon, weights, *parts)
+    return {name: x if name == "loss" else jax.lax.stop_gradient(x) for name, x in sums.items()}
 
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], number, -1, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def add(total: Sums, part: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_slices(project: Callable[..., jax.Array], epsilon: float, weights: Any, *parts: jax.Array) -> Sums:
+    """Of slices y [n B t D], target [n B t] and segments [n B t]; project takes one of y, and the weights."""
+    return _in_slices_forward(project, epsilon, weights, *parts)[0]
+
+
+def _in_slices_forward(project: Callable[..., jax.Array], epsilon: float, weights: Any, *parts: jax.Array) -> Any:
+    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         y, target, segments = part
-        return jax.tree.map(jnp.add, total, cross_entropy(project(y), target, segments, epsilon)), None
+
+        def loss(weights: Any, y: jax.Array) -> tuple[jax.Array, Sums]:
+            sums = cross_entropy(project(y, *weights), target, segments, epsilon)
+            return sums["loss"], sums
+
+        (d_weights, dy), sums = jax.grad(loss, (0, 1), has_aux=True)(weights, y)
+        return jax.tree.map(jnp.add, total, (sums, d_weights)), dy
 
     zeros: Sums = {name: jnp.zeros(()) for name in ("loss", "nll", "correct", "tokens")}
-    return jax.lax.scan(add, zeros, tuple(map(split, (y, target, segments))))[0]
+    (sums, d_weights), dy = jax.lax.scan(add, (zeros, jax.tree.map(jnp.zeros_like, weights)), parts)
+    return sums, (d_weights, dy)
+
+
+def _in_slices_backward(project: Callable[..., jax.Array], epsilon: float, gradient: Any, d_sums: Sums) -> Any:
+    return *jax.tree.map(lambda x: (x * d_sums["loss"]).astype(x.dtype), gradient), None, None
+
+
+_in_slices.defvjp(_in_slices_forward, _in_slices_backward)
 
 
 def slices(rows: int, length: int, positions: int) -> int:

@@ -1,6 +1,8 @@
 """The comparison with peers: their batches are what they are said to be, and the page is what was measured."""
 
+import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from t2t import bench
 from t2t.data.pipeline import pairs
+from t2t.experiment import override
 from t2t.models.dropout import Dropout
 from t2t.sharding import make_mesh
 
@@ -44,6 +47,33 @@ def test_the_batches_of_the_peers_are_our_pairs_under_the_same_budget(peers, toy
     for batch, made in zip(peers.packed(batches, 3), map(batches.__getitem__, range(3)), strict=True):
         assert batch["targets"] == made.target.tokens.tolist()
         assert batch["inputs_segmentation"] == made.source.segments.tolist()
+
+
+def test_the_peers_have_whole_batches_also_where_ours_are_computed_in_parts(peers, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "get", lambda name: override(toy, {"mesh.tokens_per_device": toy.batching.max_length}))
+    named = dict(subject="toy", name="of_results", peers="python", flax="", engines="")
+    options = argparse.Namespace(what="train", knobs=[], steps=2, rounds=1, threads=2, **named)
+    asked = peers.training(tmp_path, options)
+    work = json.loads((tmp_path / "work.json").read_text())
+    assert bench.training_batches(asked.experiment, make_mesh(toy.mesh), lambda _: None)[0].target.tokens.ndim == 3
+    whole = bench.training_batches(toy, make_mesh(toy.mesh), lambda _: None)
+    assert work["padded"] == json.loads(json.dumps(peers.padded(whole, toy.batching.tokens, 2)))
+    assert work["packed"] == peers.packed(whole, 2)
+
+
+def test_the_order_of_the_peers_batches_is_the_one_that_pads_least(peers, toy, monkeypatch):
+    """Long sources beside short targets: by the target's length alone nearly every source would be padded."""
+    short = [([1] * length, [1] * length) for length in (2, 3, 4, 5) * 20]
+    given = [*short, *(([1] * 20, [1] * target) for target in (2, 3, 4, 5))]
+    counts = [
+        peers._positions([peers._padded(batch) for batch in peers.in_batches(sorted(given, key=key), 40)])
+        for key in (peers._by_target, peers._by_longer)
+    ]
+    assert counts[1] < counts[0]
+    batches = bench.training_batches(toy, make_mesh(toy.mesh), lambda _: None)
+    monkeypatch.setattr(peers, "MANY", 1)
+    monkeypatch.setattr(peers, "in_batch", lambda batch: given)
+    assert peers._positions(peers.padded(batches, 40, 10**6)) == counts[1]
 
 
 def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):
