@@ -483,7 +483,7 @@ def jitted_step(experiment: Experiment, mesh: Mesh, layout: TrainState) -> Any:
         UserError: the model's attention does not take rows of several sentences on this mesh.
     """
     kernel, platform = getattr(experiment.model, "attention", ""), mesh.devices.flat[0].platform
-    check_rows(kernel, platform, experiment.batching.packed)
+    check_rows(kernel, platform, experiment.batching.packed, experiment.batching.max_length)
     return jax.jit(
         functools.partial(train_step, experiment), donate_argnums=0, out_shardings=(layout, replicated(mesh))
     )

@@ -200,10 +200,9 @@ def test_a_fused_model_is_refused_before_anything_is_compiled():
 @pytest.mark.skipif(jax.default_backend() == "cpu", reason="needs a GPU or a TPU")
 @pytest.mark.parametrize(("causal", "span"), [(False, 0), (True, 0), (True, 30)])
 def test_the_platforms_kernel_is_equation_1_in_value_and_gradient(causal, span):
-    segments = SEGMENTS[1:]
-    half = [jnp.asarray(x[1:, ..., :4].repeat(2, -1), jnp.bfloat16) for x in (Q, K, V)]
+    half = [jnp.asarray(x[..., :4].repeat(2, -1), jnp.bfloat16) for x in (Q, K, V)]
     found, dense = (
-        value_and_gradients(f, causal, span, *half, segments, segments) for f in (attention.fused, attention.attention)
+        value_and_gradients(f, causal, span, *half, SEGMENTS, SEGMENTS) for f in (attention.fused, attention.attention)
     )
     assert_same([x.astype("f") for x in found], [x.astype("f") for x in dense], close=0.05)
 
@@ -218,13 +217,34 @@ def test_a_tpus_kernel_run_as_plain_operations_is_equation_1(causal, span):
         assert_same(value_and_gradients(run, causal, span, Q, K, V, SEGMENTS, SEGMENTS), dense)
 
 
-def test_rows_of_several_sentences_are_refused_where_a_kernel_is_given_lengths():
-    with pytest.raises(
-        UserError, match=r"takes one sentence a row: train with --batching.packed false, or with blocked"
+@pytest.mark.parametrize(("causal", "span"), [(False, 0), (True, 0), (True, 30)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_a_gpus_kernel_is_given_makes_equation_1(causal, span, masked, monkeypatch):
+    """JAX computes the same call without cuDNN. Rows of several sentences take an array of who sees whom."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *args, implementation, **how: plain(*args, **how, implementation="xla")
+    )
+    monkeypatch.setattr(attention, "MASKED", 1024 if masked else 1)
+    rows = slice(None) if masked else slice(1, None)
+    segments, given = SEGMENTS[rows], [x[rows, ..., :4] for x in (Q, K, V)]
+    assert masked == (segments.max() > 1) and (segments == 0).any()
+
+    # A function of its own: what is compiled under another MASKED is not run again.
+    functions = functools.partial(attention._cudnn), attention.attention
+    assert_same(*(value_and_gradients(f, causal, span, *given, segments, segments) for f in functions))
+
+
+def test_long_rows_of_several_sentences_are_refused_where_a_kernel_is_given_lengths():
+    with pytest.raises(UserError, match=r"rows are longer than 1024, not 1025 .* train with --batching.packed false"):
+        attention.check_rows("fused", "gpu", packed=True, length=1025)
+    for kernel, platform, packed, length in (
+        ("fused", "tpu", True, 2048),
+        ("fused", "gpu", False, 2048),
+        ("fused", "gpu", True, 1024),
+        ("blocked", "gpu", True, 2048),
     ):
-        attention.check_rows("fused", "gpu", packed=True)
-    for kernel, platform, packed in (("fused", "tpu", True), ("fused", "gpu", False), ("blocked", "gpu", True)):
-        attention.check_rows(kernel, platform, packed)
+        attention.check_rows(kernel, platform, packed, length)
 
 
 def test_a_row_of_several_sentences_is_not_one():

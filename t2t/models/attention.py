@@ -20,6 +20,8 @@ from t2t.sharding import by_heads
 NEVER = float(jnp.finfo(jnp.float32).min)  # the score of a key that a query may not see; finite, so never a NaN
 KEYS = 128  # keys of a block that `blocked` looks at together
 LEAST = 16  # queries of the smallest block of `restricted`: smaller products are slow everywhere
+MASKED = 1024  # positions of the longest rows for which cuDNN is given an array of who sees whom, [B 1 T S]
+EIGHT = 8  # positions that rows for cuDNN are a multiple of
 LANES = 128  # positions of the smallest block of a TPU's kernel
 WIDEST = 512  # and of the largest
 
@@ -272,32 +274,48 @@ def refusal(platform: str, dtype: str, d_k: int, d_v: int, causal: bool, span: i
     return None
 
 
-def check_rows(kernel: str, platform: str, packed: bool) -> None:
-    """Raises UserError when the kernel cannot tell the sentences of a row apart, and rows hold several."""
-    if kernel == "fused" and platform == "gpu" and packed:
+def check_rows(kernel: str, platform: str, packed: bool, length: int) -> None:
+    """Raises UserError when rows hold several sentences, which the kernel cannot tell apart in rows of this length."""
+    if kernel == "fused" and platform == "gpu" and packed and length > MASKED:
         raise UserError(
-            "--model.attention fused on a GPU is cuDNN's, which takes one sentence a row: train with "
-            "--batching.packed false, or with blocked"
+            f"--model.attention fused on a GPU is cuDNN's, which takes one sentence a row where rows are longer than "
+            f"{MASKED}, not {length} (--batching.max_length): train with --batching.packed false, or with blocked"
         )
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    """It is given lengths, so a row is one sentence; one of several gives NaN, and not a wrong number."""
-    lengths = [(segments != 0).sum(-1, dtype=jnp.int32) for segments in (mask.query_segments, mask.key_segments)]
-    whole = jnp.stack([_one_sentence(mask.query_segments), _one_sentence(mask.key_segments)]).all(0)
+    """Short rows come with an array of who sees whom, long ones, which would make it large, with lengths."""
     try:
-        out = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=mask.causal,
-            query_seq_lengths=jnp.maximum(lengths[0], 1),  # an empty row has one: a softmax over nothing is a NaN
-            key_value_seq_lengths=jnp.maximum(lengths[1], 1),
-            local_window_size=(mask.span - 1, 0) if mask.span else None,
-            implementation="cudnn",
-        )
+        masked = max(q.shape[1], k.shape[1]) <= MASKED
+        return _cudnn_masked(q, k, v, mask) if masked else _cudnn_by_lengths(q, k, v, mask)
     except (NotImplementedError, RuntimeError) as error:
         raise UserError(f"--model.attention fused cannot run on this GPU: {error}") from None
+
+
+def _cudnn_masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    """Rows of any number of sentences. The array is [B 1 T S], and no scores beside it."""
+    lengths = [-(-x.shape[1] // EIGHT) * EIGHT for x in (q, k)]
+    q, k, v = (_filled(x, n) for x, n in zip((q, k, v), (lengths[0], lengths[1], lengths[1]), strict=True))
+    segments = (_filled(x, n) for x, n in zip(mask[:2], lengths, strict=True))
+    seen = Mask(*segments, causal=mask.causal, span=mask.span).dense()
+    out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="cudnn")
+    return out[:, : mask.query_segments.shape[1]]
+
+
+def _cudnn_by_lengths(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    """A row is one sentence; one of several gives NaN, and not a wrong number."""
+    lengths = [(segments != 0).sum(-1, dtype=jnp.int32) for segments in (mask.query_segments, mask.key_segments)]
+    whole = jnp.stack([_one_sentence(mask.query_segments), _one_sentence(mask.key_segments)]).all(0)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=mask.causal,
+        query_seq_lengths=jnp.maximum(lengths[0], 1),  # an empty row has one: a softmax over nothing is a NaN
+        key_value_seq_lengths=jnp.maximum(lengths[1], 1),
+        local_window_size=(mask.span - 1, 0) if mask.span else None,
+        implementation="cudnn",
+    )
     return jnp.where(whole[:, None, None, None], out, jnp.nan)
 
 
