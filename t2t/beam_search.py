@@ -24,10 +24,24 @@ LEAST = 16  # rows of the smallest array that it goes on with: each size is comp
 TAKEN = 4  # of the rows of a search one in so many is given at a time to sentences that wait, once theirs are done
 BLOCK = 32  # entries of the vocabulary that are looked at together for the largest
 FIRST = 16  # tokens a hypothesis that the cache has room for at first: 2, 4, 8 ... times as many when they do not fit
+COARSE = 64  # the same, and the fewest tokens that sources have room for, where sizes do not pay
 FULL = 0.75  # the part of its places that a cache may begin with in use: how seldom it is moved against its size
 
 Params = Any
 Place = Callable[[list[int], int], tuple[Sequences, jax.Array]]  # numbers, rows -> sources and limits
+
+
+def sizes_pay() -> bool:
+    """Whether arrays of a smaller size are worth a program of their own.
+
+    On a CPU a step takes as long as its arrays are large. On a GPU or TPU it hardly does while they are small, and each
+    program is a good while compiling.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def _first() -> int:
+    return FIRST if sizes_pay() else COARSE
 
 
 class Automaton(Protocol):
@@ -117,7 +131,7 @@ def beam_search(
     """
     limits = jnp.asarray(limits, jnp.int32)
     ending = Ending.of(beams, wanted, early_stopping)
-    state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, automaton)
+    state = _begin(model, params, source, limits, beams, min(_first(), max_length), max_length, automaton)
     state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, ending)
     return _found(state, limits, alpha, ending.wanted)
 
@@ -141,7 +155,7 @@ def search_all(
     ending = Ending.of(beams, wanted, early_stopping)
     waiting = _Waiting(numbers, rows, place)
     source, limits = place(numbers[:rows], rows)
-    state = _begin(model, params, source, limits, beams, min(FIRST, max_length), max_length, None)
+    state = _begin(model, params, source, limits, beams, min(_first(), max_length), max_length, None)
     state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, ending, waiting)
     return waiting.all(_found(state, limits, alpha, ending.wanted))
 
@@ -193,7 +207,7 @@ def _search(
     the limits of its rows.
     """
     advance = _advancing(jax.default_backend())
-    few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 else 0
+    few = len(limits) // FEW if len(limits) >= FEW * LEAST and row_shares() == 1 and sizes_pay() else 0
     while True:
         stop = len(limits) - waiting.rows if waiting else few
         state, left, used = advance(model, params, state, limits, alpha, automaton, np.int32(stop), ending)
@@ -356,7 +370,7 @@ def _used(cache: Any) -> jax.Array:
 
 def _places(used: int, beams: int, max_length: int) -> int:
     """Places for a cache in which so many are used: one of few numbers, and never more than outputs can fill."""
-    tokens = FIRST
+    tokens = _first()
     while used > FULL * beams * tokens:
         tokens *= 2
     return beams * min(tokens, max_length)

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2t.batch import EOS, PAD, Batch, Sequences
-from t2t.beam_search import LEAST, NEVER, Automaton, Found, beam_search, length_penalty, log_probs_of, search_all
+from t2t.beam_search import (
+    COARSE,
+    LEAST,
+    NEVER,
+    Automaton,
+    Found,
+    beam_search,
+    length_penalty,
+    log_probs_of,
+    search_all,
+    sizes_pay,
+)
 from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
 from t2t.sharding import gather, on_mesh, row_shares, side_by_side
@@ -217,11 +228,15 @@ class _Part(NamedTuple):
 
 
 def _parts(sources: list[list[int]], most: int, searched: bool) -> Iterator[_Part]:
-    """In as many rows as there are sentences, at most `most`; searched ones may be more, and wait for a row."""
-    lengths = np.array([evaluation_length(len(s)) for s in sources])
+    """In as many rows as there are sentences, at most `most`; searched ones may be more, and wait for a row.
+
+    The longest come first: what a search goes on with when no sentence waits any more is then soon done.
+    """
+    shortest = 1 if sizes_pay() else COARSE
+    lengths = np.array([evaluation_length(max(len(s), shortest)) for s in sources])
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
-        chosen = chosen[np.argsort([len(sources[i]) for i in chosen], kind="stable")]
+        chosen = chosen[np.argsort([-len(sources[i]) for i in chosen], kind="stable")]
         if searched:
             streams = _threads() if len(chosen) > ALONE else 1
             for part in (chosen[i::streams].tolist() for i in range(streams)):

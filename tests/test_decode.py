@@ -195,6 +195,24 @@ def test_sentences_that_wait_for_a_row_come_out_as_without_waiting(config, monke
     assert len({len(best[0].tokens) for best in found[8].values()}) > 3  # they are not done all at once
 
 
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_with_few_shapes_as_on_a_gpu_a_search_finds_the_same(config, monkeypatch):
+    """Sources of 2 to 32 tokens have one length there, and rows that are done are not left out before all are."""
+    model, params = config.build(), toys.drawn(config)
+    rng = np.random.default_rng(1)
+    sources = [[*rng.integers(2, 9, n), 1] for n in rng.integers(1, 32, 40)]
+    how = DecodingConfig(beam=3, rows=64, extra_length=0)
+    many = dict(decode.decode(model, params, sources, how))
+    for module in (beam_search, decode):
+        monkeypatch.setattr(module, "sizes_pay", lambda: False)
+    monkeypatch.delattr(beam_search, "_rows_left")
+    assert {part.length for part in decode._parts(sources, 64, searched=True)} == {64}
+    few = dict(decode.decode(model, params, sources, how))
+    assert few.keys() == many.keys() == {*range(40)}
+    for i, best in many.items():
+        assert_same(few[i], best)
+
+
 # ------------------------------------------------------------------------------ Sampling
 
 
