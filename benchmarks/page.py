@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from t2t import cost, storage
 from t2t.report import charts, table1
 
@@ -61,11 +63,18 @@ def origin(how: list[str]) -> dict[str, Any]:
     """When, where and at which commit something was measured, and by which commands."""
     return {
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "machine": f"{processor()}, {os.cpu_count()} threads; Python {platform.python_version()}",
+        "machine": machine(os.cpu_count()),
         "commit": commit(),
         "how": how,
         "jax": importlib.metadata.version("jax"),
     }
+
+
+def machine(threads: int | None) -> str:
+    """What is measured on: the accelerator, if JAX has one, the processor, how many threads, and which Python."""
+    first = jax.devices()[0]
+    accelerator = "" if first.platform == "cpu" else f"{first.device_kind} in a machine with "
+    return f"{accelerator}{processor()}, {threads} threads; Python {platform.python_version()}"
 
 
 def processor() -> str:

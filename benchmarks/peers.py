@@ -17,7 +17,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from page import commit, keep, page, processor
+from page import commit, keep, machine, page
 
 from t2t import bench, checkpoint, metrics, run, storage
 from t2t.data.pipeline import TrainingBatches, everything
@@ -255,7 +254,7 @@ def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: 
         "unit": asked.unit,
         "model": f"{model.num_layers}+{model.num_layers} layers, d_model {model.d_model}, {model.vocab_size:,} pieces",
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "machine": f"{processor()}, {options.threads} threads; Python {platform.python_version()}",
+        "machine": machine(options.threads),
         "commit": commit(),
         "how": asked.how,
         "jax": importlib.metadata.version("jax"),

@@ -25,9 +25,9 @@ VOCAB_SIZE = 32_000
 STEPS = 300  # batches to draw
 
 
-def write_pairs(path: Path, count: int) -> None:
+def write_pairs(path: Path, count: int, seed: int = 0) -> None:
     """`count` synthetic pairs, tab-separated."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     pairs = list(Embedded("quickstart").pairs("train"))
     with open(path, "w", encoding="utf-8") as file:
         for begin in range(0, count, 100_000):

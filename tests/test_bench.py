@@ -1,6 +1,7 @@
 """Measurements: that they are of what they say. No test asserts how long anything took."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -43,11 +44,19 @@ def test_flops_are_those_of_the_steps_that_were_taken(toy):
     assert 0 < update < 20 * cost.parameters(train.abstract_state(toy))
 
 
-def test_the_cache_of_compiled_programs_is_as_it_was(toy):
-    before = jax.config.values["jax_enable_compilation_cache"]
-    with bench._nothing_kept():
-        assert not jax.config.values["jax_enable_compilation_cache"]
-    assert jax.config.values["jax_enable_compilation_cache"] == before
+def test_the_cache_of_compiled_programs_is_as_it_was():
+    config, least = jax.config, jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    before = config.values["jax_compilation_cache_dir"]
+    config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        with bench._kept_apart():
+            folder = Path(config.values["jax_compilation_cache_dir"])
+            assert str(folder) != before and not any(folder.iterdir())
+            jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
+            assert any(folder.iterdir())
+    finally:
+        config.update("jax_persistent_cache_min_compile_time_secs", least)
+    assert config.values["jax_compilation_cache_dir"] == before and not folder.exists()
 
 
 def test_a_matrix_rate_is_of_all_devices():

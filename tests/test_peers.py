@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from t2t import bench
 from t2t.data.pipeline import pairs
-from t2t.experiment import override
+from t2t.experiment import get, override
 from t2t.models.dropout import Dropout
 from t2t.sharding import make_mesh
 
@@ -74,6 +75,22 @@ def test_the_order_of_the_peers_batches_is_the_one_that_pads_least(peers, toy, m
     monkeypatch.setattr(peers, "MANY", 1)
     monkeypatch.setattr(peers, "in_batch", lambda batch: given)
     assert peers._positions(peers.padded(batches, 40, 10**6)) == counts[1]
+
+
+def test_what_is_measured_on_an_accelerator_is_asked_for_in_knobs_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    accelerator = importlib.import_module("accelerator")
+    options = argparse.Namespace(folder=tmp_path, steps=3, peers="python", knobs={"batching.max_length": "32"})
+    data = {f"task.corpus.{name}": tmp_path / name for name in ("train", "dev")}
+    found = accelerator.measurements(options, data)
+    assert {"train_base", "train_big", "peers_base", "peers_big", "decode_base"} <= set(found)
+    for command in found.values():
+        flags = {flag[2:]: value for flag, value in itertools.pairwise(command) if "." in flag and flag[:2] == "--"}
+        experiment = override(get("own_base"), flags)
+        assert experiment.batching.max_length == 32 and experiment.task.corpus.dev == str(tmp_path / "dev")
+    assert "--model.d_ff 4096" in " ".join(found["peers_big"]) and "peers_base" not in accelerator.measurements(
+        argparse.Namespace(**{**vars(options), "peers": ""}), data
+    )
 
 
 def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):
