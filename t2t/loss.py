@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t2t.sharding import devices_over
+
 Sums = dict[str, jax.Array]
 
 
@@ -18,18 +20,66 @@ def cross_entropy(logits: jax.Array, target: jax.Array, segments: jax.Array, eps
     logits [B T V], target [B T], segments [B T], 0 = padding -> scalars: `loss` (smoothed, nats), `nll` (not smoothed,
     nats), `correct` (tokens whose truth is the likeliest piece), `tokens`.
     """
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    # Not looked up: the gradient of that is an addition at places of an array of zeros that is as large as the logits.
-    truth = jnp.where(jnp.arange(logits.shape[-1]) == target[..., None], logits, 0).sum(-1)
+    log_z, total, truth, largest = _reduced(logits, target)
     nll = log_z - truth
-    others = (logits.shape[-1] - 1) * log_z - (logits.sum(-1) - truth)  # the sum of -log p over all but the truth
+    others = (logits.shape[-1] - 1) * log_z - (total - truth)  # the sum of -log p over all but the truth
     sums = {
         "loss": (1 - epsilon) * nll + epsilon / (logits.shape[-1] - 1) * others,
         "nll": nll,
-        "correct": truth >= logits.max(-1),  # no arg max: it is several times slower on a CPU
+        "correct": truth >= largest,  # no arg max: it is several times slower on a CPU
         "tokens": jnp.ones_like(nll),
     }
     return {name: jnp.sum(jnp.where(segments != 0, x, 0), dtype=jnp.float32) for name, x in sums.items()}
+
+
+@jax.custom_vjp
+def _reduced(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+    """Of logits [B T V] the log of the sum of exponentials, the sum, that of the target [B T], and the largest: [B T].
+
+    The largest has no gradient. That of the others is made in one pass over the logits, and no part of it by adding at
+    places of an array of zeros, as the gradient of a look-up is.
+    """
+    truths = jnp.where(_is_target(logits, target), logits, 0)
+    if not _one_pass():
+        return jax.nn.logsumexp(logits, axis=-1), logits.sum(-1), truths.sum(-1), logits.max(-1)
+    given = logits, jnp.ones_like(logits), logits, truths
+    begin = jnp.finfo(jnp.float32).min, *(jnp.zeros((), jnp.float32) for _ in range(3))
+    largest, powers, total, truth = jax.lax.reduce(given, begin, _both, (logits.ndim - 1,))
+    return largest + jnp.log(powers), total, truth, largest
+
+
+def _both(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Largest, sum of exponentials below it (Milakov and Gimelshein 2018), and two sums, of both of two parts."""
+    largest = jnp.maximum(a[0], b[0])
+    powers = a[1] * jnp.exp(a[0] - largest) + b[1] * jnp.exp(b[0] - largest)
+    return largest, powers, a[2] + b[2], a[3] + b[3]
+
+
+def _one_pass() -> bool:
+    """Whether all is found in one pass over logits that lie in a GPU's memory; a CPU is several times slower at that.
+
+    Where devices share the vocabulary, XLA splits sums and not this.
+    """
+    return jax.default_backend() == "gpu" and devices_over("V") == 1
+
+
+def _is_target(logits: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.arange(logits.shape[-1]) == target[..., None]
+
+
+def _reduced_forward(logits: jax.Array, target: jax.Array) -> Any:
+    found = _reduced(logits, target)
+    return found, (logits, target, found[0])
+
+
+def _reduced_backward(kept: Any, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    logits, target, log_z = kept
+    d_log_z, d_total, d_truth, _ = (each[..., None] for each in gradients)
+    d_truths = jnp.where(_is_target(logits, target), d_truth, 0)
+    return jnp.exp(logits - log_z[..., None]) * d_log_z + d_total + d_truths, None
+
+
+_reduced.defvjp(_reduced_forward, _reduced_backward)
 
 
 def in_slices(

@@ -181,6 +181,14 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
 
 
+def devices_over(letter: str) -> int:
+    """Over how many devices of our mesh an activation's axis is split; 1 outside it."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), ACTIVATIONS[letter]
+    if mesh.axis_names != AXES or axes is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def by_heads(function: Callable[..., jax.Array], inputs: tuple[str, ...], output: str) -> Callable[..., jax.Array]:
     """`function` run by every device of our mesh on its own rows and heads, for what XLA cannot split by itself.
 

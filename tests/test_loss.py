@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2t import cost, train
+from t2t import cost, loss, train
 from t2t.batch import Batch, Sequences
 from t2t.experiment import override
 from t2t.loss import cross_entropy, in_slices, slices
+from t2t.sharding import MeshConfig, make_mesh, on
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,43 @@ def test_in_slices_sums_and_gradients_are_those_of_the_whole(number):
         jax.jit(jax.grad(value, (0, 1), has_aux=True), static_argnums=2)(*arrays, cut) for cut in (True, False)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_values_and_gradients_are_those_of_the_definition(scale, one_pass, monkeypatch):
+    """Both ways to sum, also where exponentials of the logits themselves would be infinite; of each sum by itself."""
+    monkeypatch.setattr(loss, "_one_pass", lambda: one_pass)
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(scale * rng.normal(size=(3, 5, 37)), jnp.float32)
+    target, segments = rng.integers(0, 37, (3, 5)), rng.integers(0, 3, (3, 5))
+
+    def defined(logits):
+        log_p = jax.nn.log_softmax(logits)
+        truth = jax.nn.one_hot(target, 37)
+        smoothed = 0.9 * truth + 0.1 / 36 * (1 - truth)
+        each = {"loss": -(smoothed * log_p).sum(-1), "nll": -(truth * log_p).sum(-1)}
+        each |= {"correct": log_p.argmax(-1) == target, "tokens": jnp.ones((3, 5))}
+        return {name: jnp.where(segments != 0, x, 0).sum() for name, x in each.items()}
+
+    def ours(logits):
+        return cross_entropy(logits, target, segments, 0.1)
+
+    for name in ("loss", "nll"):
+        found, expected = (
+            jax.value_and_grad(lambda x, f=f, name=name: (f(x)[name], f(x)), has_aux=True)(logits)
+            for f in (ours, defined)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), found, expected)
+
+
+def test_one_pass_is_for_a_gpu_that_has_all_of_the_vocabulary(monkeypatch):
+    assert not loss._one_pass()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert loss._one_pass()
+    for config, alone in ((MeshConfig(data=2, model=2), False), (MeshConfig(data=2, fsdp=2), True)):
+        with on(make_mesh(config)):
+            assert loss._one_pass() == alone
 
 
 def batch_of(rows, length, vocabulary):
