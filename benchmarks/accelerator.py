@@ -126,17 +126,20 @@ def measured(name: str, command: list[str], folder: Path) -> int:
     return done.returncode
 
 
-def extrapolated(folder: Path, size: str) -> None:
-    """Hours and energy of the paper's run by the speed that was found, on one device and on eight."""
+def extrapolated(folder: Path, size: str) -> bool:
+    """Hours and energy of the paper's run by the speed that was found, on one device and on eight; False: it failed."""
     found = json.loads((folder / f"train_{size}.json").read_text())
     rate = ["--rate", str(found["flops_per_second"] / 1e12)]
     watts = ["--watts", str(found["watts"])] if found["watts"] else []
     hours = {}
     for devices in (1, 8):
         command = ["-m", "t2t", "cost", f"ende_{size}", "--json", *rate, *watts, "--mesh.data", str(devices)]
-        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE)
+        if done.returncode:
+            return False
         hours[devices] = json.loads(done.stdout)
     (folder / f"cost_{size}.json").write_text(json.dumps(hours, indent=1) + "\n")
+    return True
 
 
 def profile(folder: Path, knobs: dict[str, str]) -> None:
@@ -202,7 +205,8 @@ def main() -> None:
         status = measured(name, commands[name], options.folder)
         print(f"{name}: exit status {status} after {time.monotonic() - started:.0f} s", flush=True)
         if status == 0 and name in ("train_base", "train_big"):
-            extrapolated(options.folder, name.removeprefix("train_"))
+            size = name.removeprefix("train_")
+            print(f"cost_{size}: {'found' if extrapolated(options.folder, size) else 'not found'}", flush=True)
 
 
 if __name__ == "__main__":
