@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import commands
+from commands import words
 from scale import write_pairs
 
 HERE = Path(__file__).parent
@@ -77,12 +79,6 @@ def measurements(options: argparse.Namespace, data: dict[str, Any]) -> dict[str,
         "input": ["-m", "t2t", "bench", "input", *own_base(), *number],
     }
     return {name: command for name, command in found.items() if options.peers or not name.startswith("peers")}
-
-
-def words(*changes: dict[str, Any]) -> list[str]:
-    """Knobs as words of a command; of those given twice the last counts."""
-    knobs = {name: value for each in changes for name, value in each.items()}
-    return [word for name, value in knobs.items() for word in (f"--{name}", str(value))]
 
 
 class Power:
@@ -160,17 +156,14 @@ def profile(folder: Path, knobs: dict[str, str]) -> None:
         trainer.run(PROFILED)
 
 
-def prepared(folder: Path, pairs: int, knobs: dict[str, str]) -> dict[str, Any]:
-    """Writes the pairs, once, and prepares them; the knobs that name them."""
+def pairs(folder: Path, count: int) -> dict[str, Any]:
+    """Writes the pairs, once; the knobs that name them."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"train": pairs, "dev": DECODED}
-    for seed, (name, count) in enumerate(sizes.items()):
-        if not (folder / f"{name}.tsv").is_file():
-            write_pairs(folder / f"{name}.tsv", count, seed)
-    data = {f"task.corpus.{name}": folder / f"{name}.tsv" for name in sizes}
-    command = [sys.executable, "-m", "t2t", "prepare", "own_base", *words(data, WHOLE, knobs)]
-    subprocess.run(command, stdout=sys.stderr, check=True)
-    return data
+    files = {f"task.corpus.{name}": (folder / f"{name}.tsv", n) for name, n in (("train", count), ("dev", DECODED))}
+    for seed, (file, number) in enumerate(files.values()):
+        if not file.is_file():
+            write_pairs(file, number, seed)
+    return {name: file for name, (file, _) in files.items()}
 
 
 def main() -> None:
@@ -186,23 +179,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--peers", default="", help="the Python that has PyTorch installed")
     options, knobs = parser.parse_known_args()
-    options.knobs = {flag[2:]: value for flag, value in zip(knobs[::2], knobs[1::2], strict=True)}
+    options.knobs = commands.knobs(knobs)
     options.folder = options.folder.resolve()
     # Engines beside each other share the memory of one device.
     os.environ |= {"T2T_DATA": str(options.folder / "cache"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if options.profile:
         profile(options.folder, options.knobs)
         return
-    data = prepared(options.folder, options.pairs, options.knobs)
-    commands = {} if options.prepare else measurements(options, data)
-    wanted = options.only.split(",") if options.only else [*commands]
-    if unknown := [name for name in wanted if name not in commands]:
-        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(commands)}")
+    data = pairs(options.folder, options.pairs)
+    if options.prepare:
+        command = [sys.executable, "-m", "t2t", "prepare", "own_base", *words(data, WHOLE, options.knobs)]
+        raise SystemExit(subprocess.run(command).returncode)
+    found = measurements(options, data)
+    wanted = options.only.split(",") if options.only else [*found]
+    if unknown := [name for name in wanted if name not in found]:
+        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(found)}")
     for name in wanted:
         if time.monotonic() - begin > options.seconds:
             raise SystemExit(f"{name} and what follows it were not begun: {options.seconds:.0f} s are over")
         started = time.monotonic()
-        status = measured(name, commands[name], options.folder)
+        status = measured(name, found[name], options.folder)
         print(f"{name}: exit status {status} after {time.monotonic() - started:.0f} s", flush=True)
         if status == 0 and name in ("train_base", "train_big"):
             size = name.removeprefix("train_")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 from page import keep, origin
 
 from t2t import cost
@@ -35,8 +36,7 @@ class Trained:
 
     def __init__(self, name: str, folder: Path, every: int, knobs: list[str]) -> None:
         self.name, self.run, self.knobs = name, folder / name, [*knobs, "--checkpoint_every", str(every)]
-        changes = {flag[2:]: value for flag, value in zip(knobs[::2], knobs[1::2], strict=True)}
-        found = cost.cost(override(get(name), changes), None)
+        found = cost.cost(override(get(name), commands.knobs(knobs)), None)
         self.flops, self.parameters = found["flops_per_step"], found["parameters"]
 
     def to(self, steps: int) -> "Trained":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import commands
 import jax
 from page import keep, origin
 
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a folder for it; without, it joins those of BENCHMARKS.md")
     parser.add_argument("--only", choices=[*WAYS], help="train this one and write nothing")
     options, words = parser.parse_known_args()
-    knobs = {flag[2:]: value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    knobs = commands.knobs(words)
     memory.one_heap()
     found = []
     for way in [options.only] if options.only else WAYS:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import commands
 import numpy as np
 from page import commit, keep, machine, page
 
@@ -99,7 +100,7 @@ def bleu_of(experiment: Experiment, pairs: list[Pair]) -> Callable[[list[list[st
 
 def training(folder: Path, options: argparse.Namespace) -> Comparison:
     """Steps of an experiment; the peers' batches are written to `folder`."""
-    knobs = {flag[2:]: value for flag, value in zip(options.knobs[::2], options.knobs[1::2], strict=True)}
+    knobs = commands.knobs(options.knobs)
     experiment = override(get(options.subject), knobs)
     # Whole batches: peers compute them at once, whatever --mesh.tokens_per_device has ours do.
     batches = bench.training_batches(experiment, make_mesh(experiment.mesh), print).shared(everything)
@@ -135,7 +136,7 @@ def padded(batches: TrainingBatches, tokens: int, steps: int) -> list[tuple[list
     many = min(len(batches.epochs), MANY)
     pairs = [pair for step in range(many) for pair in in_batch(batches[step])]
     orders = [in_batches(sorted(pairs, key=key), tokens) for key in (_by_target, _by_longer)]
-    found = min(([_padded(batch) for batch in batches] for batches in orders), key=_positions)
+    found = min(([_padded(batch) for batch in order] for order in orders), key=_positions)
     return [found[i] for i in drawn.permutation(len(found))[:steps]]
 
 

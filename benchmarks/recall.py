@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import numpy as np
 from page import NAMES, keep, origin, recall_picture
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--name", default="recall", help="of the file of results")
     parser.add_argument("--results", type=Path, help="a folder for it; without, it joins those of BENCHMARKS.md")
     options, words = parser.parse_known_args()
-    knobs = {flag[2:]: value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    knobs = commands.knobs(words)
     memory.one_heap()
     found = []
     for name in NAMES:

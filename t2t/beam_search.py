@@ -24,7 +24,7 @@ LEAST = 16  # rows of the smallest array that it goes on with: each size is comp
 TAKEN = 4  # of the rows of a search one in so many is given at a time to sentences that wait, once theirs are done
 BLOCK = 32  # entries of the vocabulary that are looked at together for the largest
 FIRST = 16  # tokens a hypothesis that the cache has room for at first: 2, 4, 8 ... times as many when they do not fit
-COARSE = 64  # the same, and the fewest tokens that sources have room for, where sizes do not pay
+COARSE = 64  # the same where sizes do not pay
 FULL = 0.75  # the part of its places that a cache may begin with in use: how seldom it is moved against its size
 
 Params = Any
@@ -40,7 +40,8 @@ def sizes_pay() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _first() -> int:
+def first_room() -> int:
+    """Tokens that a hypothesis has room for at first, and a source at least."""
     return FIRST if sizes_pay() else COARSE
 
 
@@ -131,7 +132,7 @@ def beam_search(
     """
     limits = jnp.asarray(limits, jnp.int32)
     ending = Ending.of(beams, wanted, early_stopping)
-    state = _begin(model, params, source, limits, beams, min(_first(), max_length), max_length, automaton)
+    state = _begin(model, params, source, limits, beams, min(first_room(), max_length), max_length, automaton)
     state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, ending)
     return _found(state, limits, alpha, ending.wanted)
 
@@ -155,7 +156,7 @@ def search_all(
     ending = Ending.of(beams, wanted, early_stopping)
     waiting = _Waiting(numbers, rows, place)
     source, limits = place(numbers[:rows], rows)
-    state = _begin(model, params, source, limits, beams, min(_first(), max_length), max_length, None)
+    state = _begin(model, params, source, limits, beams, min(first_room(), max_length), max_length, None)
     state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, ending, waiting)
     return waiting.all(_found(state, limits, alpha, ending.wanted))
 
@@ -370,7 +371,7 @@ def _used(cache: Any) -> jax.Array:
 
 def _places(used: int, beams: int, max_length: int) -> int:
     """Places for a cache in which so many are used: one of few numbers, and never more than outputs can fill."""
-    tokens = _first()
+    tokens = first_room()
     while used > FULL * beams * tokens:
         tokens *= 2
     return beams * min(tokens, max_length)

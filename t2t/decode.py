@@ -14,16 +14,15 @@ import numpy as np
 
 from t2t.batch import EOS, PAD, Batch, Sequences
 from t2t.beam_search import (
-    COARSE,
     LEAST,
     NEVER,
     Automaton,
     Found,
     beam_search,
+    first_room,
     length_penalty,
     log_probs_of,
     search_all,
-    sizes_pay,
 )
 from t2t.data.batching import evaluation_length, fill
 from t2t.knobs import Count, NonNegative, Range, Whole
@@ -232,8 +231,7 @@ def _parts(sources: list[list[int]], most: int, searched: bool) -> Iterator[_Par
 
     The longest come first: what a search goes on with when no sentence waits any more is then soon done.
     """
-    shortest = 1 if sizes_pay() else COARSE
-    lengths = np.array([evaluation_length(max(len(s), shortest)) for s in sources])
+    lengths = np.array([evaluation_length(max(len(s), first_room())) for s in sources])
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         chosen = chosen[np.argsort([-len(sources[i]) for i in chosen], kind="stable")]

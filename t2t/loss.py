@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t2t.sharding import devices_over
+from t2t.sharding import shares
 
 Sums = dict[str, jax.Array]
 
@@ -60,7 +60,7 @@ def _one_pass() -> bool:
 
     Where devices share the vocabulary, XLA splits sums and not this.
     """
-    return jax.default_backend() == "gpu" and devices_over("V") == 1
+    return jax.default_backend() == "gpu" and shares("V") == 1
 
 
 def _is_target(logits: jax.Array, target: jax.Array) -> jax.Array:

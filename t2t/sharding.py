@@ -181,14 +181,6 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
 
 
-def devices_over(letter: str) -> int:
-    """Over how many devices of our mesh an activation's axis is split; 1 outside it."""
-    mesh, axes = jax.sharding.get_abstract_mesh(), ACTIVATIONS[letter]
-    if mesh.axis_names != AXES or axes is None:
-        return 1
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
-
-
 def by_heads(function: Callable[..., jax.Array], inputs: tuple[str, ...], output: str) -> Callable[..., jax.Array]:
     """`function` run by every device of our mesh on its own rows and heads, for what XLA cannot split by itself.
 
@@ -239,7 +231,12 @@ def parts(config: MeshConfig, sharing: int, rows: int, length: int) -> int:
 
 def batch_shares(mesh: Mesh | AbstractMesh) -> int:
     """Devices over which the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return _shares(mesh, "B")
+
+
+def _shares(mesh: Mesh | AbstractMesh, letter: str) -> int:
+    axes = ACTIVATIONS[letter] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def local_rows(mesh: Mesh, parts: int, rows: int) -> np.ndarray:
@@ -280,10 +277,15 @@ def on_mesh(arrays: Any) -> Any:
     return jax.tree.map(split, arrays)
 
 
+def shares(letter: str) -> int:
+    """Over how many devices of the mesh that is set here an activation's axis is split."""
+    mesh = _mesh.get()
+    return 1 if mesh is None else _shares(mesh, letter)
+
+
 def row_shares() -> int:
     """Over how many devices `on_mesh` splits rows."""
-    mesh = _mesh.get()
-    return 1 if mesh is None else batch_shares(mesh)
+    return shares("B")
 
 
 def gather(arrays: Any) -> Any:

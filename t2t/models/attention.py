@@ -283,6 +283,16 @@ def check_rows(kernel: str, platform: str, packed: bool, length: int) -> None:
         )
 
 
+def _filled_up(
+    multiple: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask
+) -> tuple[jax.Array, jax.Array, jax.Array, Mask]:
+    """All of these with padding after them, so that both lengths are multiples of a number."""
+    queries, keys = (-(-x.shape[1] // multiple) * multiple for x in (q, k))
+    of_queries, of_keys = _filled(mask.query_segments, queries), _filled(mask.key_segments, keys)
+    filled = mask._replace(query_segments=of_queries, key_segments=of_keys)
+    return _filled(q, queries), _filled(k, keys), _filled(v, keys), filled
+
+
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
     """Short rows come with an array of who sees whom, long ones, which would make it large, with lengths."""
     try:
@@ -294,11 +304,8 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
 
 def _cudnn_masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
     """Rows of any number of sentences. The array is [B 1 T S], and no scores beside it."""
-    lengths = [-(-x.shape[1] // EIGHT) * EIGHT for x in (q, k)]
-    q, k, v = (_filled(x, n) for x, n in zip((q, k, v), (lengths[0], lengths[1], lengths[1]), strict=True))
-    segments = (_filled(x, n) for x, n in zip(mask[:2], lengths, strict=True))
-    seen = Mask(*segments, causal=mask.causal, span=mask.span).dense()
-    out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="cudnn")
+    q, k, v, filled = _filled_up(EIGHT, q, k, v, mask)
+    out = jax.nn.dot_product_attention(q, k, v, mask=filled.dense(), implementation="cudnn")
     return out[:, : mask.query_segments.shape[1]]
 
 
@@ -326,11 +333,9 @@ def _one_sentence(segments: jax.Array) -> jax.Array:
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, interpret: bool = False) -> jax.Array:
     """Each device computes its rows and heads; `interpret` has the kernel run as plain operations, anywhere."""
-    lengths = [-(-x.shape[1] // LANES) * LANES for x in (q, k)]
-    q, k, v = (_filled(x, n) for x, n in zip((q, k, v), (lengths[0], lengths[1], lengths[1]), strict=True))
-    segments = [_filled(x, n) for x, n in zip(mask[:2], lengths, strict=True)]
+    q, k, v, filled = _filled_up(LANES, q, k, v, mask)
     run = functools.partial(_splash_rows, mask.window, interpret)
-    out = by_heads(run, ("BTHk", "BSHk", "BSHv", "BT", "BS"), "BTHv")(q / math.sqrt(q.shape[-1]), k, v, *segments)
+    out = by_heads(run, ("BTHk", "BSHk", "BSHv", "BT", "BS"), "BTHv")(q / math.sqrt(q.shape[-1]), k, v, *filled[:2])
     return out[:, : mask.query_segments.shape[1]]
 
 
