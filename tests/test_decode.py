@@ -24,15 +24,19 @@ MODEL, PARAMS = TINY.build(), toys.params(TINY, scale=1.0)
 SOURCES = [[3, 4, 2, 1], [4, 1], [2, 2, 3, 3, 4, 1]]
 
 
-@functools.cache
-def next_log_probs(source, prefix):
+def without_cache(apply, params, source, prefix):
     """log p(next | prefix) [V] without a cache: the whole prefix is fed again."""
     batch = toys.batch_of([(list(source), [*prefix, 0])], rows=1)
     segments = np.zeros((1, 8), np.int32)
     segments[:, : len(prefix) + 1] = 1
     target = batch.target._replace(segments=segments)
-    logits = jitted(PARAMS, batch.source, target)[0, len(prefix)]
+    logits = apply(params, batch.source, target)[0, len(prefix)]
     return np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+
+@functools.cache
+def next_log_probs(source, prefix):
+    return without_cache(jitted, PARAMS, source, prefix)
 
 
 jitted = jax.jit(MODEL.apply)
@@ -212,6 +216,28 @@ def test_with_few_shapes_as_on_a_gpu_a_search_finds_the_same(config, monkeypatch
         assert_same(few[i], best)
 
 
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_the_first_step_feeds_one_hypothesis_for_all(config):
+    """All begin with PAD, so what K of them would be told is told once; after it each has a past of its own."""
+    model, params = config.build(), toys.drawn(config)
+    fed, apply = [], jax.jit(model.apply)
+
+    class Noted:
+        cache_axes = model.cache_axes
+
+        def apply(self, params, *arguments, method):
+            if method == "step":
+                fed.append(arguments[1].shape)
+            return model.apply(params, *arguments, method=method)
+
+    found = decode.beam_search(Noted(), params, fill(SOURCES, 3, 8), jnp.array([5, 3, 5]), 3, 0.6, 5)
+    assert fed == [(3, 1), (3, 3)]  # as traced: before the loop, and in it
+    for row, (source, limit) in enumerate(zip(SOURCES, [5, 3, 5], strict=True)):
+        plain = functools.partial(without_cache, apply, params, tuple(source))
+        ours = decode._hypotheses(found.tokens[row], found.scores[row])
+        assert_same(ours, as_hypotheses(reference.beam_search(plain, 3, EOS, 0.6, limit)))
+
+
 # ------------------------------------------------------------------------------ Sampling
 
 
@@ -350,10 +376,10 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
         found = decode.beam_search(model, table, source, limits, 4, alpha, 40, wanted=wanted)
         np.testing.assert_array_equal(found.tokens, every.tokens[:, :wanted])
         np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
-        state = beam_search._begin(model, table, source, limits, 4, 16, 40, None)
-        advance = beam_search._advancing("cpu")
+        advance, weight = beam_search._advancing("cpu"), jnp.float32(alpha)
         ending = beam_search.Ending.of(4, wanted, early_stopping=False)
-        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, ending)[0].length.item())
+        state = beam_search._begin(model, table, source, limits, weight, 4, 16, 40, None, ending)
+        steps[wanted] = int(advance(model, table, state, limits, weight, None, 0, ending)[0].length.item())
     assert steps[1] < steps[2] <= steps[4] < 40
 
 
