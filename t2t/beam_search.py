@@ -131,11 +131,11 @@ def beam_search(
     among the best K, so that a single beam is exactly greedy decoding.
     """
     limits = jnp.asarray(limits, jnp.int32)
-    ending, alpha = Ending.of(beams, wanted, early_stopping), jnp.float32(alpha)
+    ending, weight = Ending.of(beams, wanted, early_stopping), jnp.float32(alpha)
     room = min(first_room(), max_length)
-    state = _begin(model, params, source, limits, alpha, beams, room, max_length, automaton, ending)
-    state, _ = _search(model, params, state, limits, alpha, automaton, ending)
-    return _found(state, limits, alpha, ending.wanted)
+    state = _begin(model, params, source, limits, weight, beams, room, max_length, automaton, ending)
+    state, _ = _search(model, params, state, limits, weight, automaton, ending)
+    return _found(state, limits, weight, ending.wanted)
 
 
 def search_all(
@@ -189,9 +189,7 @@ def _begin(
     only_first = jnp.where(jnp.arange(beams) == 0, jnp.float32(0), NEVER)  # or each would go on in the same ways
     never = jnp.full((b, beams), NEVER, jnp.float32)
     at = automaton and automaton.start(beams)
-    state = Beams(
-        jnp.zeros(b, jnp.int32), empty, jnp.tile(only_first, (b, 1)), empty, never, limits == 0, cache, at
-    )
+    state = Beams(jnp.zeros(b, jnp.int32), empty, jnp.tile(only_first, (b, 1)), empty, never, limits == 0, cache, at)
     return _next_beams(model, state, logits, limits, alpha, automaton, ending)
 
 

@@ -19,13 +19,12 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tensorboardX import SummaryWriter
 
 from t2t import distributed, storage
 from t2t import experiment as experiments
@@ -322,7 +321,7 @@ class Board:
 
     def __init__(self, run: Run, folder: Path, step: int) -> None:
         """`folder`: where they are written. What was written past `step` is hidden."""
-        self._writer, self._written = SummaryWriter(str(folder), purge_step=step + 1), folder
+        self._writer, self._written = _tensorboardx().SummaryWriter(str(folder), purge_step=step + 1), folder
         self._to, self._copied = run.folder / "tensorboard", time.monotonic()
 
     def add(self, row: dict[str, Any]) -> None:
@@ -343,6 +342,19 @@ class Board:
         for path in self._written.iterdir() if self._written != self._to else ():
             storage.write(self._to / path.name, path.read_bytes())
         self._copied = time.monotonic()
+
+
+def _tensorboardx() -> Any:
+    """The package, imported as if PyTorch were not there: for tensors that it is never given it takes seconds more."""
+    there = "torch" in sys.modules
+    if not there:
+        sys.modules["torch"] = None  # type: ignore[assignment] # what makes an import of it fail
+    try:
+        import tensorboardX
+    finally:
+        if not there:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 @contextlib.contextmanager

@@ -211,6 +211,26 @@ def test_list_needs_no_device_and_little_else():
     assert [name for name in loaded for package in heavy if inside(package, name)] == []
 
 
+TENSORBOARD = """
+from pathlib import Path
+import sys
+from t2t import run, train
+with run.tensorboard(run.Run(Path(sys.argv[1])), 0) as board:
+    board.add({"split": "train", "step": 3, "loss": 0.5})
+assert "torch" not in sys.modules
+import torch
+"""
+
+
+def test_pytorch_is_not_imported_for_tensorboard_and_is_there_afterwards(tmp_path):
+    """tensorboardX imports it where it is installed, which takes seconds of every start and is for its tensors."""
+    (tmp_path / "torch.py").write_text("print('imported')")
+    done = python("-c", TENSORBOARD, str(tmp_path / "run"), PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
+    assert done.stdout == "imported\n"  # by the last line alone
+    (written,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"train/loss" in written.read_bytes()
+
+
 # ------------------------------------------------------------------------------ What is written
 
 
