@@ -131,11 +131,10 @@ def beam_search(
     among the best K, so that a single beam is exactly greedy decoding.
     """
     limits = jnp.asarray(limits, jnp.int32)
-    ending, weight = Ending.of(beams, wanted, early_stopping), jnp.float32(alpha)
-    room = min(first_room(), max_length)
-    state = _begin(model, params, source, limits, weight, beams, room, max_length, automaton, ending)
-    state, _ = _search(model, params, state, limits, weight, automaton, ending)
-    return _found(state, limits, weight, ending.wanted)
+    ending = Ending.of(beams, wanted, early_stopping)
+    state = _begin(model, params, source, limits, beams, min(first_room(), max_length), max_length, automaton)
+    state, _ = _search(model, params, state, limits, jnp.float32(alpha), automaton, ending)
+    return _found(state, limits, alpha, ending.wanted)
 
 
 def search_all(
@@ -154,43 +153,35 @@ def search_all(
 
     `place` makes the sources and limits of sentences by their numbers, as `beam_search` takes them.
     """
-    ending, weight = Ending.of(beams, wanted, early_stopping), jnp.float32(alpha)
+    ending = Ending.of(beams, wanted, early_stopping)
     waiting = _Waiting(numbers, rows, place)
     source, limits = place(numbers[:rows], rows)
-    room = min(first_room(), max_length)
-    state = _begin(model, params, source, limits, weight, beams, room, max_length, None, ending)
-    state, limits = _search(model, params, state, jnp.asarray(limits), weight, None, ending, waiting)
-    return waiting.all(_found(state, limits, weight, ending.wanted))
+    state = _begin(model, params, source, limits, beams, min(first_room(), max_length), max_length, None)
+    state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, ending, waiting)
+    return waiting.all(_found(state, limits, alpha, ending.wanted))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "beams", "room", "max_length", "ending"))
+@functools.partial(jax.jit, static_argnames=("model", "beams", "room", "max_length"))
 def _begin(
     model: Any,
     params: Params,
     source: Sequences,
     limits: jax.Array,
-    alpha: jax.Array,
     beams: int,
     room: int,
     max_length: int,
     automaton: Automaton | None,
-    ending: Ending,
 ) -> Beams:
-    """The first token of every hypothesis, and a cache for `room` of them.
-
-    They begin alike, so one is fed for all. Types are said: weak ones compile what follows anew.
-    """
+    """Before the first token, with a cache for `room` of them. Types are said: weak ones compile what follows anew."""
     memory = model.apply(params, source, method="encode")
-    cache = model.apply(params, source, memory, 1, beams * room, method="start")
+    cache = model.apply(params, source, memory, beams, room, method="start")
     b = limits.shape[0]
-    logits, cache = model.apply(params, cache, jnp.full((b, 1), PAD, jnp.int32), method="step")
-    cache = reorder(model, cache, jnp.zeros((b, beams), jnp.int32))
     empty = jnp.full((b, beams, max_length), PAD, jnp.int32)
-    only_first = jnp.where(jnp.arange(beams) == 0, jnp.float32(0), NEVER)  # or each would go on in the same ways
+    # All beams begin alike: only the first may have offspring in the first step.
+    first = jnp.where(jnp.arange(beams) == 0, jnp.float32(0), NEVER)
     never = jnp.full((b, beams), NEVER, jnp.float32)
     at = automaton and automaton.start(beams)
-    state = Beams(jnp.zeros(b, jnp.int32), empty, jnp.tile(only_first, (b, 1)), empty, never, limits == 0, cache, at)
-    return _next_beams(model, state, logits, limits, alpha, automaton, ending)
+    return Beams(jnp.zeros(b, jnp.int32), empty, jnp.tile(first, (b, 1)), empty, never, limits == 0, cache, at)
 
 
 @functools.partial(jax.jit, static_argnames="wanted")
@@ -225,7 +216,7 @@ def _search(
             places = _places(int(used), *state.living.shape[1:])
             state = state._replace(cache=_moved_together(model, state.cache, places))
         elif waiting:
-            state, limits = waiting.enter(model, params, state, limits, alpha, ending)
+            state, limits = waiting.enter(model, params, state, limits, alpha, ending.wanted)
         else:
             break
     answers = state._replace(cache=None, at=None)
@@ -253,7 +244,8 @@ def _advance(
     limited, k = "seen" in model.cache_axes, state.living.shape[1]
 
     def advance(state: Beams) -> Beams:
-        last = _take(jnp.swapaxes(state.living, 1, 2), state.length[:, None] - 1, 1)[:, 0]
+        before = _take(jnp.swapaxes(state.living, 1, 2), jnp.maximum(state.length - 1, 0)[:, None], 1)[:, 0]
+        last = jnp.where(state.length[:, None] == 0, PAD, before)
         logits, cache = model.apply(params, state.cache, last, method="step")
         return _next_beams(model, state._replace(cache=cache), logits, limits, alpha, automaton, ending)
 
@@ -316,12 +308,12 @@ class _Waiting:
         return bool(self._numbers)
 
     def enter(
-        self, model: Any, params: Params, state: Beams, limits: jax.Array, alpha: jax.Array, ending: Ending
+        self, model: Any, params: Params, state: Beams, limits: jax.Array, alpha: jax.Array, wanted: int
     ) -> tuple[Beams, jax.Array]:
         """The next ones take rows of a state in which so many are done: (the state, and the limits of its rows)."""
         numbers, self._numbers = self._numbers[: self.rows], self._numbers[self.rows :]
         new = self._place(numbers, self.rows)
-        state, limits, rows, found = _entered(model, params, state, limits, *new, alpha, ending)
+        state, limits, rows, found = _entered(model, params, state, limits, *new, alpha, wanted)
         rows = gather(rows)
         self._keep(self._owners[rows], found)
         self._owners[rows] = numbers + [NOBODY] * (self.rows - len(numbers))
@@ -337,7 +329,7 @@ class _Waiting:
         self._found += [each for each in whose if each[0] != NOBODY]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "ending"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "wanted"), donate_argnames="state")
 def _entered(
     model: Any,
     params: Params,
@@ -346,23 +338,21 @@ def _entered(
     source: Sequences,
     new_limits: jax.Array,
     alpha: jax.Array,
-    ending: Ending,
+    wanted: int,
 ) -> tuple[Beams, jax.Array, jax.Array, Found]:
     """The state and limits with other sentences in rows that are done; these rows, and what had been found in them."""
     rows = jnp.argsort(~state.done)[: len(new_limits)]
-    found = _found(Beams(*(x[rows] for x in state[:6]), cache=None, at=None), limits[rows], alpha, ending.wanted)
+    found = _found(Beams(*(x[rows] for x in state[:6]), cache=None, at=None), limits[rows], alpha, wanted)
     _, beams, max_length = state.living.shape
-    new = _begin(model, params, source, new_limits, alpha, beams, 1, max_length, None, ending)
+    new = _begin(model, params, source, new_limits, beams, 1, max_length, None)
     put = lambda x, of_rows: x.at[rows].set(of_rows)  # noqa: E731
 
     def put_in_cache(name: str) -> Any:
         axes, part = model.cache_axes[name], state.cache[name]
-        if "B" not in axes:
-            return part
-        # The first token has a row's first place; what lies in the others may stay there: nobody sees it.
-        first = tuple(rows if a == "B" else slice(beams) if a == "T" else slice(None) for a in axes)
-        part = put(part, False) if name == "seen" else part
-        return jax.tree.map(lambda x, of_rows: x.at[first].set(of_rows), part, new.cache[name])
+        if name == "seen":
+            return put(part, False)
+        # What lies in the places of tokens may stay there: nobody sees it.
+        return part if "B" not in axes or "T" in axes else jax.tree.map(put, part, new.cache[name])
 
     cache = {name: put_in_cache(name) for name in state.cache}
     state = Beams(*(put(x, y) for x, y in zip(state[:6], new[:6], strict=True)), cache=cache, at=None)
@@ -412,8 +402,8 @@ def _next_beams(
     automaton: Automaton | None,
     ending: Ending,
 ) -> Beams:
-    """One token further: logits [B K V] for the next token of every living hypothesis, or [B 1 V] of all alike."""
-    k = state.living.shape[1]
+    """One token further: logits [B K V] for the next token of every living hypothesis."""
+    k = logits.shape[1]
     top, beam, token = _candidates(logits, state, limits, automaton)
     tokens = _take(state.living, beam, 1)
     here = jnp.arange(tokens.shape[2]) == state.length[:, None]
@@ -452,9 +442,8 @@ def _candidates(
 
     None is beyond the 2 K best of its own hypothesis. So without an automaton the vocabulary need not be normalised.
     """
-    (b, k), v = state.log_probs.shape, logits.shape[-1]
+    b, k, v = logits.shape
     if automaton:
-        logits = jnp.broadcast_to(logits, (b, k, v))
         ranked, log_z = log_probs_of(logits, automaton, state.at, limits - state.length), jnp.zeros((b, k))
     else:
         ranked, log_z = logits, jax.nn.logsumexp(logits, axis=-1)
@@ -462,8 +451,7 @@ def _candidates(
     ranked = jnp.where(tokens == PAD, NEVER, ranked)
     log_probs = ranked + (state.log_probs - log_z)[..., None]
     top, choice = jax.lax.top_k(log_probs.reshape(b, -1), 2 * k)
-    tokens = jnp.broadcast_to(tokens, log_probs.shape)
-    return top, choice // tokens.shape[-1], _take(tokens.reshape(b, -1), choice, 1)
+    return top, choice // ranked.shape[-1], _take(tokens.reshape(b, -1), choice, 1)
 
 
 def _top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -217,25 +217,15 @@ def test_with_few_shapes_as_on_a_gpu_a_search_finds_the_same(config, monkeypatch
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_the_first_step_feeds_one_hypothesis_for_all(config):
-    """All begin with PAD, so what K of them would be told is told once; after it each has a past of its own."""
+def test_any_architecture_is_searched_as_by_the_plain_search(config):
+    """Which knows no cache: for every hypothesis it feeds all of its tokens again."""
     model, params = config.build(), toys.drawn(config)
-    fed, apply = [], jax.jit(model.apply)
-
-    class Noted:
-        cache_axes = model.cache_axes
-
-        def apply(self, params, *arguments, method):
-            if method == "step":
-                fed.append(arguments[1].shape)
-            return model.apply(params, *arguments, method=method)
-
-    found = decode.beam_search(Noted(), params, fill(SOURCES, 3, 8), jnp.array([5, 3, 5]), 3, 0.6, 5)
-    assert fed == [(3, 1), (3, 3)]  # as traced: before the loop, and in it
+    apply = jax.jit(model.apply)
+    found = decode.beam_search(model, params, fill(SOURCES, 3, 8), jnp.array([5, 3, 5]), 3, 0.6, 5)
     for row, (source, limit) in enumerate(zip(SOURCES, [5, 3, 5], strict=True)):
-        plain = functools.partial(without_cache, apply, params, tuple(source))
+        following = functools.partial(without_cache, apply, params, tuple(source))
         ours = decode._hypotheses(found.tokens[row], found.scores[row])
-        assert_same(ours, as_hypotheses(reference.beam_search(plain, 3, EOS, 0.6, limit)))
+        assert_same(ours, as_hypotheses(reference.beam_search(following, 3, EOS, 0.6, limit)))
 
 
 # ------------------------------------------------------------------------------ Sampling
@@ -376,10 +366,10 @@ def test_a_search_for_fewer_finds_the_best_of_all_in_fewer_steps(alpha):
         found = decode.beam_search(model, table, source, limits, 4, alpha, 40, wanted=wanted)
         np.testing.assert_array_equal(found.tokens, every.tokens[:, :wanted])
         np.testing.assert_allclose(found.scores, every.scores[:, :wanted], rtol=1e-6)
-        advance, weight = beam_search._advancing("cpu"), jnp.float32(alpha)
+        state = beam_search._begin(model, table, source, limits, 4, 16, 40, None)
+        advance = beam_search._advancing("cpu")
         ending = beam_search.Ending.of(4, wanted, early_stopping=False)
-        state = beam_search._begin(model, table, source, limits, weight, 4, 16, 40, None, ending)
-        steps[wanted] = int(advance(model, table, state, limits, weight, None, 0, ending)[0].length.item())
+        steps[wanted] = int(advance(model, table, state, limits, jnp.float32(alpha), None, 0, ending)[0].length.item())
     assert steps[1] < steps[2] <= steps[4] < 40
 
 
