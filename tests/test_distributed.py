@@ -34,12 +34,7 @@ def folder(tmp_path_factory):
 
 def start(folder, words, number=None, devices=8, port=0):
     """A process that trains the toy in `words`' run folder, one of two if it has a number; its words go to a file."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TRAINER.parent.parent), str(TRAINER.parent)]),
-        "T2T_DATA": str(folder / "cache"),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = toys.environment(folder, devices)
     if number is not None:
         others = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

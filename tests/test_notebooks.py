@@ -12,6 +12,7 @@ from unittest import mock
 
 import nbformat
 import pytest
+import toys
 from nbclient import NotebookClient
 
 from t2t.__main__ import VERBS
@@ -173,8 +174,7 @@ def folder(tmp_path_factory):
 
 def executed(path, folder, longest=32, beam=2):
     """The outputs of each cell by its name: the text, and the pictures."""
-    # One device, and programs that compile quickly: they run for seconds.
-    env = {**os.environ, "T2T_DATA": str(folder / "cache"), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = toys.environment(folder)
     env |= {"T2T_NOTEBOOK_STEPS": str(STEPS), "T2T_NOTEBOOK_KNOBS": KNOBS.format(longest=longest, beam=beam)}
     notebook = read(path)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute(env=env)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toys
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,8 +20,7 @@ TERSE = " --decoding.extra_length 5"  # what has hardly been trained ends nothin
 
 def shell(command, folder):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "").strip()  # as a newcomer's
-    env = {**os.environ, "PATH": path, "T2T_DATA": str(folder / "cache"), "XLA_FLAGS": flags}
+    env = toys.environment(folder, PATH=path)
     return subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
 
 

@@ -1,7 +1,6 @@
 """Nothing is lost: killed at any moment, out of disk, damaged, twice at once; the same command goes on."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -35,15 +34,13 @@ def folder(tmp_path_factory):
 
 def start(folder, *words, shell='exec "$@"'):
     """A process of one device that trains the toy; what it says comes by its standard error."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TRAINER.parent.parent), str(TRAINER.parent)]),
-        "T2T_DATA": str(folder / "cache"),
-        "XLA_FLAGS": "",
-    }
     command = [sys.executable, str(TRAINER), str(folder), "train", "reversal", "--final_evaluation", "none", *words]
     return subprocess.Popen(
-        ["bash", "-c", shell, "-", *command], env=environment, stderr=subprocess.PIPE, text=True, cwd=folder
+        ["bash", "-c", shell, "-", *command],
+        env=toys.environment(folder),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
     )
 
 

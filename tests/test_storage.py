@@ -51,14 +51,8 @@ def rows(folder):
 
 
 def start(folder, *words):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TRAINER.parent.parent), str(TRAINER.parent)]),
-        "T2T_DATA": str(folder / "cache"),
-        "XLA_FLAGS": "",
-    }
     command = [sys.executable, str(TRAINER), str(folder), *words]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder)
+    return subprocess.Popen(command, env=toys.environment(folder), stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
 # ------------------------------------------------------------------------------ Runs

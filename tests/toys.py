@@ -1,4 +1,7 @@
-"""Small models and batches that several tests use."""
+"""Small models and batches that several tests use, and what a process of its own is told."""
+
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,12 @@ from t2t.models.transformer import TransformerConfig
 from t2t.optimizer import OptimizerConfig
 from t2t.sharding import MeshConfig, unboxed
 from t2t.trees import TOP, Tree, bracketed
+
+
+def environment(folder: Path, devices: int = 1, **more: str) -> dict[str, str]:
+    """Of a process with a cache in `folder`, whose programs compile as quickly as these do: see conftest.py."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return {**os.environ, "T2T_DATA": str(folder / "cache"), "XLA_FLAGS": flags, **more}
 
 
 def config(**changes) -> TransformerConfig:
