@@ -14,8 +14,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 SETUP = [line for line in COMMANDS if line.startswith("pip install")]
-SHORT = " --train_steps 5 --checkpoint_every 1 --final_evaluation none"
-TERSE = " --decoding.extra_length 5"  # what has hardly been trained ends nothing on its own
+SHORT = " --train_steps 5 --checkpoint_every 1 --final_evaluation none --batching.shapes 1"
+TERSE = " --decoding.extra_length 5 --decoding.rows 16"  # what has hardly been trained ends nothing on its own
 
 
 def shell(command, folder):
