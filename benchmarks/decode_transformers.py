@@ -10,11 +10,12 @@ import transformers
 from contender import by_length, serve
 
 ALPHA = 0.6  # of section 6.1; here the sum is divided by length^α, and a batch has one limit
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 if __name__ == "__main__":
     folder, sources, beam, extra, rows, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    model = transformers.MarianMTModel.from_pretrained(folder).eval()
+    model = transformers.MarianMTModel.from_pretrained(folder).eval().to(DEVICE)
     tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
     pieces = json.loads(Path(sources).read_text())["pieces"]
     ids = [[*tokenizer.convert_tokens_to_ids(each), tokenizer.eos_token_id] for each in pieces]
@@ -22,7 +23,7 @@ if __name__ == "__main__":
 
     def translate(chosen: list[int]) -> None:
         """The outputs of one batch."""
-        padded: Any = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
+        padded: Any = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(DEVICE)
         outputs = model.generate(
             **padded,
             num_beams=int(beam),

@@ -250,10 +250,11 @@ def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: 
     """What is kept: rates and ratios with their spread, and all that it takes to ask again."""
     rates = {name: [each[asked.unit] / each["seconds"] for each in found] for name, found in answers.items()}
     model: Any = asked.experiment.model
+    layers = f"{model.num_layers}+{model.num_layers} {'pre-LN ' * (model.norm == 'pre')}layers"
     return {
         "what": asked.what,
         "unit": asked.unit,
-        "model": f"{model.num_layers}+{model.num_layers} layers, d_model {model.d_model}, {model.vocab_size:,} pieces",
+        "model": f"{layers}, d_model {model.d_model}, {model.vocab_size:,} pieces",
         "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "machine": machine(options.threads),
         "commit": commit(),
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the file of results")
     parser.add_argument("--results", type=Path, help="a folder for it; without, it joins those of BENCHMARKS.md")
     options, options.knobs = parser.parse_known_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for all of them
     with tempfile.TemporaryDirectory() as folder:
         asked = (decoding if options.what == "decode" else training)(Path(folder), options)
         asked = asked._replace(engines=chosen(asked.engines, options.engines))

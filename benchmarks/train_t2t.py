@@ -14,6 +14,9 @@ if __name__ == "__main__":
     compilation.keep_compiled()
     memory.one_heap()
     task = json.loads(Path(sys.argv[1]).read_text())
+    if task["dtype"] == "float32" and jax.default_backend() != "cpu":
+        # As PyTorch multiplies: JAX's default is TF32 on a GPU, and bfloat16 on a TPU.
+        jax.config.update("jax_default_matmul_precision", "highest")
     chosen = experiment.override(experiment.get(task["experiment"]), task["knobs"])
     mesh = sharding.make_mesh(chosen.mesh)
     trainer = bench.Trainer(chosen, mesh, lambda line: print(line, file=sys.stderr))

@@ -22,7 +22,7 @@ from t2t.data.pipeline import TrainingBatches, read_ahead
 from t2t.data.prepare import Sizes, prepare
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
-from t2t.experiment import Experiment, override
+from t2t.experiment import Experiment, override, with_attention
 from t2t.models.products import einsum
 from t2t.run import begun_from
 from t2t.sharding import make_mesh, on, place, unboxed
@@ -201,7 +201,7 @@ def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
 
 def _flops(experiment: Experiment, shapes: Any) -> int:
     """Those of a training step on a batch of these shapes, as `cost.cost` counts them."""
-    experiment = override(experiment, {"mesh.logits_per_device": math.prod(shapes[1])})
+    experiment = override(with_attention(experiment, "dense"), {"mesh.logits_per_device": math.prod(shapes[1])})
     sides = (jax.ShapeDtypeStruct(shape, "int32") for shape in shapes)
     batch = Batch(*(Sequences(side, side, side) for side in sides))
     traced = jax.make_jaxpr(lambda state, batch: train_step(experiment, state, batch))

@@ -9,6 +9,7 @@ import pytest
 
 from t2t import experiment, storage
 from t2t import run as runs
+from t2t.constraints import LOST
 from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import get, override
 from t2t.report import tables
@@ -175,7 +176,7 @@ def test_table4_is_the_papers(tmp_path):
 # ------------------------------------------------------------------------------ What stands in a row
 
 
-@pytest.mark.parametrize("constraint", [{"max_openings": 10}, None])
+@pytest.mark.parametrize("constraint", [{"max_openings": 10, "lost": LOST}, None])
 def test_a_parser_stands_in_table4_if_it_was_constrained(rows, t2t, make, constraint):
     scores = {"f1": 80.5, "recall": 80.25, "precision": 80.75}
     tree = override(get("wsj_only"), {"task.treebank.folder": "elsewhere"})
@@ -187,7 +188,7 @@ def test_a_parser_stands_in_table4_if_it_was_constrained(rows, t2t, make, constr
             r"^wsj_only +WSJ only +5.12 +91.3 +80.50 \[1\] +80.25", t2t("report", "table4")[1], re.MULTILINE
         )
     else:
-        changed = {"constraint": {"registered": {"max_openings": 10}, "run": None}}
+        changed = {"constraint": {"registered": {"max_openings": 10, "lost": LOST}, "run": None}}
         assert row["ours"] is None and [each["changed"] for each in row["changed"]] == [changed]
 
 

@@ -13,7 +13,7 @@ from t2t.data.translation import Translation
 from t2t.errors import UserError
 from t2t.experiment import Experiment
 from t2t.report import columns, reached
-from t2t.report.columns import Marks, flops, made, marks_of, number, reading
+from t2t.report.columns import Marks, flops, made, marks_of, number, of_registered, reading
 from t2t.report.reached import Say
 from t2t.train import abstract_state
 
@@ -107,7 +107,7 @@ def _cells(row: dict[str, Any], marks: Marks) -> columns.Row:
         ("training:", "FLOPs"): flops(ours and ours["train_flops"]),
         ("training:", "tokens/s"): number(ours and ours["tokens_per_second"], ",.0f"),
         ("training:", "minutes"): number(ours and ours["seconds"] and ours["seconds"] / 60, ".1f"),
-        ("training:", "steps"): number(ours and ours["steps"], ","),
+        ("training:", "steps"): of_registered(ours["steps"], row["train_steps"]) if ours else "",
     }
 
 

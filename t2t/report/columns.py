@@ -60,6 +60,11 @@ def reading(run: Mapping[str, Any], name: str, marks: Marks) -> str:
     return f"{score['score']:.2f} {marks[name, score['signature']]}" if score else "-"
 
 
+def of_registered(value: int, registered: int) -> str:
+    """A run's own steps or averaged checkpoints, and how many the experiment has where these are others."""
+    return f"{value:,}" if value == registered else f"{value:,} of {registered:,}"
+
+
 def made(experiment: str, run: Mapping[str, Any]) -> str:
     """Where a run lies and how it was made."""
     commit, speed = run["commit"], run["tokens_per_second"]

@@ -16,7 +16,7 @@ from t2t.data.treebank import SemiSupervised
 from t2t.errors import UserError, unknown
 from t2t.experiment import Experiment, Reported
 from t2t.report import columns, reached
-from t2t.report.columns import Marks, flops, made, marks_of, millions, number, reading
+from t2t.report.columns import Marks, flops, made, marks_of, millions, number, of_registered, reading
 from t2t.train import abstract_state
 
 Say = Callable[[str], None]
@@ -175,13 +175,9 @@ def _cells(row: dict[str, Any], marks: Marks) -> dict[tuple[str, str], str]:
     if table == 2:
         cells["paper's", "FLOPs"] = flops(paper["train_flops"])
         cells["ours:", "FLOPs"] = flops((ours or row)["train_flops"])
-    cells["", "steps"] = _expected(ours["steps"], row["train_steps"]) if ours else ""
-    cells["", "mean of"] = _expected(ours["averaged"], row["average"]) if ours else ""
+    cells["", "steps"] = of_registered(ours["steps"], row["train_steps"]) if ours else ""
+    cells["", "mean of"] = of_registered(ours["averaged"], row["average"]) if ours else ""
     return cells
-
-
-def _expected(value: int, registered: int) -> str:
-    return f"{value:,}" if value == registered else f"{value:,} of {registered:,}"
 
 
 def _below(found: list[dict[str, Any]], marks: Marks) -> list[list[str]]:

@@ -255,7 +255,8 @@ def _table1(args: Args) -> None:
 
 def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
     """Those of a run, or random ones; with the vocabulary, and in words which they are."""
-    from t2t import checkpoint, run, train
+    from t2t import checkpoint, experiment, run, train
+    from t2t.arguments import of_a_run
     from t2t.data.prepare import Sizes, prepare
     from t2t.sharding import MeshConfig, make_mesh
 
@@ -264,7 +265,8 @@ def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
         params = train.new_state(tree, make_mesh(MeshConfig(data=1))).params
         return params, prepare(tree.task, sizes, say).vocabulary, "random: every output goes on to its limit"
     found, kept, vocabulary = run.load(storage.folder(folder))
-    if kept.model != tree.model:
+    other = [path for path in experiment.differences(kept, tree) if path.startswith("model.") and not of_a_run(path)]
+    if other:
         raise UserError(f"--run {folder}: its model is not that of {tree.name}; `t2t show` says what differs")
     params, steps = checkpoint.load_params(found.checkpoints, kept)
     return params, vocabulary, f"step {steps[-1]:,} of {folder}"

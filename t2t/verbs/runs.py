@@ -222,5 +222,6 @@ VERBS = (
         "log-probability (nats) of each line of TARGET as a translation of the same line of SOURCE",
         score,
         (RUN, Option("source", {"metavar": "SOURCE"}), Option("target", {"metavar": "TARGET"}), AVERAGE, JSON),
+        "run",
     ),
 )
