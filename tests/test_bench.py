@@ -42,6 +42,8 @@ def test_flops_are_those_of_the_steps_that_were_taken(toy):
     assert whole == cost.cost(toy, None)["flops_per_step"]
     update = 2 * half - whole
     assert 0 < update < 20 * cost.parameters(train.abstract_state(toy))
+    other = override(toy, {"model.attention": "blocked"})  # what a kernel computes twice is not counted twice
+    assert bench._flops(other, ((rows, length), (rows, length))) == whole
 
 
 def test_the_cache_of_compiled_programs_is_as_it_was():
@@ -77,9 +79,11 @@ def test_decoding_with_random_weights_and_with_those_of_a_run(t2t, toy, tmp_path
     assert code == 0, said
     assert "random: every output goes on to its limit" in out and "sentences per second" in out
     train.train(override(toy, {"train_steps": 4}), tmp_path / "run", lambda _: None, lambda *_: None)
-    code, out, said = t2t("bench", "decode", "reversal", "--number", "9", "--run", tmp_path / "run", "--json")
+    how = ("--run", tmp_path / "run", "--model.dtype", "bfloat16", "--json")  # in another type than it was trained in
+    code, out, said = t2t("bench", "decode", "reversal", "--number", "9", *how)
     assert code == 0, said
     found = json.loads(out)
+    assert found["dtype"] == "bfloat16"
     assert found["weights"] == f"step 4 of {tmp_path / 'run'}" and found["sentences"] == 9 and found["beam"] == 4
     assert found["tokens_per_second"]["median"] >= found["sentences_per_second"]["median"]
 

@@ -174,6 +174,8 @@ def test_score(t2t, run, tmp_path):
     rows = json.loads(t2t("score", run, tmp_path / "source", tmp_path / "target", "--json")[1])
     assert rows[0]["target"] == "sun cat ten"
     assert abs(rows[0]["log_probability"] - values[0]) < 1e-5
+    code, out, said = t2t("score", run, tmp_path / "source", tmp_path / "target", "--model.dtype", "bfloat16")
+    assert code == 0 and float(out.split()[0]) == pytest.approx(values[0], rel=0.1), said
 
 
 def test_average_makes_a_run(t2t, run, tmp_path):
