@@ -99,6 +99,11 @@ class TreeAutomaton(NamedTuple):
         return Stack(labels, at.depth + opens - closes, at.words - leaf, openings)
 
 
+def knobs_of(max_openings: int, lost: float = LOST) -> dict[str, Any]:
+    """What evaluations keep of a constraint."""
+    return {"max_openings": max_openings, "lost": lost}
+
+
 @dataclasses.dataclass(frozen=True)
 class TreeConstraint:
     """The constraint for a list of sentences, from which batches take what concerns them."""
@@ -111,7 +116,7 @@ class TreeConstraint:
     @property
     def knobs(self) -> dict[str, Any]:
         """What an output depends on beside weights, vocabularies and search."""
-        return {"max_openings": self.max_openings, "lost": self.lost}
+        return knobs_of(self.max_openings, self.lost)
 
     def batch(self, sentences: list[int], rows: int, length: int) -> TreeAutomaton:
         """The automaton for the sentences of these numbers, and empty rows after them.

@@ -13,7 +13,7 @@ from typing import Any
 from t2t import cost, storage
 from t2t import experiment as experiments
 from t2t import run as runs
-from t2t.constraints import LOST
+from t2t.constraints import knobs_of
 from t2t.data.parsing import Parsing
 from t2t.errors import UserError
 from t2t.experiment import RESUMABLE, Experiment
@@ -110,7 +110,7 @@ def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dic
 def _constraint(registered: Experiment) -> dict[str, Any] | None:
     """What evaluations of an experiment as it is registered say of the constraint of their outputs."""
     task = registered.task
-    return {"max_openings": task.max_openings, "lost": LOST} if isinstance(task, Parsing) and task.constrained else None
+    return knobs_of(task.max_openings) if isinstance(task, Parsing) and task.constrained else None
 
 
 def _score(found: dict[str, Any]) -> dict[str, Any]:
