@@ -1,6 +1,7 @@
 """Batches of packed rows: little padding, every pair once an epoch, and all of it a function of seed and step."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,6 +53,27 @@ def test_a_plan_leaves_no_row_with_room_for_a_pair_of_a_later_one():
         s, t = np.divmod(rows.cells[rows.starts[r] : rows.starts[r + 1]], CELL)
         later_s, later_t = np.divmod(rows.cells[rows.starts[r + 1] :], CELL)
         assert not ((later_s <= 70 - s.sum()) & (later_t <= 70 - t.sum())).any()
+
+
+@pytest.mark.parametrize(("ratio", "padding"), [(0.6, 0.025), (0.95, 0.025), (1.0, 0.025), (1.6, 0.035)])
+def test_rows_are_full_on_both_sides(ratio, padding):
+    """Sentences whose lengths go together loosely, as a corpus has them. The largest that fits would leave 4 %."""
+    rng = np.random.default_rng(3)
+    target = np.clip(rng.lognormal(3.0, 0.4, 20_000), 2, 250).astype(int)
+    source = np.clip(ratio * target * rng.lognormal(0, 0.2, 20_000), 1, 250).astype(int)
+    tokens = int(source.sum()), int(target.sum())
+    planned = plan(source, target, rooms(BatchingConfig(max_length=256), *tokens))
+    positions = sum(len(rows) * sum(rows.room) for rows in planned)
+    assert 1 - sum(tokens) / positions < padding
+
+
+def test_memory_goes_with_the_lengths_that_there_are():
+    """A limit of ten thousand tokens is no reason for a table of that size squared."""
+    tracemalloc.start()
+    planned = plan(np.array([3, 4, 5]), np.array([4, 4, 4]), [Room(8000, 10_000)])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [rows.cells.tolist() for rows in planned] != [[]] and most < 1e6
 
 
 def test_a_row_holds_one_sentence_pair_where_they_are_not_packed():

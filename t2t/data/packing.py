@@ -33,6 +33,7 @@ class Rows(NamedTuple):
 
 
 CELL = 1 << 15  # more tokens than a packed sentence may have
+BALANCES = 1.0, 4.0  # each is tried for each row, see `_fill`: more of them gained no more than 0.1 % of positions
 
 
 def cells(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -43,14 +44,13 @@ def cells(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def plan(source: np.ndarray, target: np.ndarray, rooms: list[Room], packed: bool = True) -> list[Rows]:
     """Rows that hold every pair once; `rooms` ascend, and every pair fits into the last.
 
-    A row begins with the longest pair that is left, in the smallest room it fits, and takes the longest that still fits
-    until none does; or none but that one, unless `packed`. source, target: lengths [pairs].
+    A row begins with the longest pair that is left, in the smallest room it fits, and takes more until none fits; or
+    none but that one, unless `packed`. source, target: lengths [pairs].
     """
-    largest = rooms[-1]
-    counts = np.zeros((largest.source + 1, largest.target + 1), np.int64)
-    np.add.at(counts, (source, target), 1)
+    left = np.zeros((int(source.max()) + 1, int(target.max()) + 1), np.int64)
+    np.add.at(left, (source, target), 1)
     parts: list[list[tuple[list[int], int]]] = [[] for _ in rooms]
-    for room, combination, times in _combinations(counts, rooms, packed):
+    for room, combination, times in _combinations(left, rooms, packed):
         parts[room].append(([s * CELL + t for s, t in combination], times))
     return [_rows(room, part) for room, part in zip(rooms, parts, strict=True)]
 
@@ -62,34 +62,53 @@ def _rows(room: Room, part: list[tuple[list[int], int]]) -> Rows:
     return Rows(room, np.concatenate([np.empty(0, np.int32), *repeated]), starts)
 
 
-def _combinations(counts: np.ndarray, rooms: list[Room], packed: bool) -> Iterator[tuple[int, list[Cell], int]]:
-    """Which lengths fill a row of which room together, and how many such rows there are. Empties `counts`."""
-    sizes = np.add.outer(*(np.arange(n) / max(n - 1, 1) for n in counts.shape))
-    left = np.where(counts > 0, sizes, -1.0)  # the size of each cell that still has pairs
-    seeds = sorted(zip(*(axis.tolist() for axis in np.nonzero(counts)), strict=True), key=lambda c: (-sizes[c], c))
+def _combinations(left: np.ndarray, rooms: list[Room], packed: bool) -> Iterator[tuple[int, list[Cell], int]]:
+    """Which lengths fill a row of which room together, and how many such rows there are.
+
+    `left` [source length, target length] says how many pairs there are of each; it ends empty.
+    """
+    seeds = sorted(
+        zip(*(axis.tolist() for axis in np.nonzero(left)), strict=True), key=lambda c: (-_size(c, rooms[-1]), c)
+    )
     for seed in seeds:
-        room = next(i for i, r in enumerate(rooms) if seed[0] <= r.source and seed[1] <= r.target)
-        while counts[seed]:
-            combination = _fill(seed, rooms[room], counts, left) if packed else [seed]
+        number = next(i for i, r in enumerate(rooms) if seed[0] <= r.source and seed[1] <= r.target)
+        room = rooms[number]
+        while left[seed]:
+            combination = [seed]
+            if packed:
+                tried = [_fill(seed, room, left, balance) for balance in BALANCES]
+                combination = max(tried, key=lambda cells: sum(_size(cell, room) for cell in cells))
             used = Counter(combination)
-            times = min(int(counts[cell]) // n for cell, n in used.items())
+            times = min(int(left[cell]) // n for cell, n in used.items())
             for cell, n in used.items():
-                counts[cell] -= n * times
-                left[cell] = sizes[cell] if counts[cell] else -1.0
-            yield room, combination, times
+                left[cell] -= n * times
+            yield number, combination, times
 
 
-def _fill(seed: Cell, room: Room, counts: np.ndarray, left: np.ndarray) -> list[Cell]:
-    """The seed, and then the largest that still fits, as long as one does; marks in `left` what it used up."""
-    combination, cell = [], seed
-    source, target = room
+def _size(cell: Cell, room: Room) -> float:
+    """The parts of a room's two sides that a pair takes, together."""
+    return cell[0] / max(room.source, 1) + cell[1] / room.target
+
+
+def _fill(seed: Cell, room: Room, left: np.ndarray, balance: float) -> list[Cell]:
+    """The seed, and then pair after pair as long as one fits: the largest, less `balance` times what it is to one side.
+
+    That is the difference between the parts of the room's two sides that would be left. Without it one side is full
+    while the other is not.
+    """
+    combination, used = [seed], Counter([seed])
+    source, target = room.source - seed[0], room.target - seed[1]
     while True:
-        combination.append(cell)
-        source, target = source - cell[0], target - cell[1]
-        if combination.count(cell) == counts[cell]:
-            left[cell] = -1.0
-        fits = left[: source + 1, : target + 1]
-        s, t = divmod(int(fits.argmax()), fits.shape[1])
-        if fits[s, t] < 0:
+        fits = left[: source + 1, : target + 1] > 0
+        for cell, n in used.items():
+            if n == left[cell] and cell[0] <= source and cell[1] <= target:
+                fits[cell] = False
+        s, t = np.nonzero(fits)
+        if not len(s):
             return combination
-        cell = s, t
+        after = (source - s) / max(room.source, 1), (target - t) / room.target
+        best = (-after[0] - after[1] - balance * np.abs(after[0] - after[1])).argmax()
+        cell = int(s[best]), int(t[best])
+        combination.append(cell)
+        used[cell] += 1
+        source, target = source - cell[0], target - cell[1]
