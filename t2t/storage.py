@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,6 +164,22 @@ def move(path: Path, to: Path) -> None:
     remove(path)
 
 
+def set_aside(path: Path, where: Path) -> None:
+    """Moves a folder into another, under its name, or with a number after it if there is one of that name.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    try:
+        if not remote(where):
+            where.mkdir(parents=True, exist_ok=True)
+        there = {old.name for old in content(where)}
+        names = (path.name, *(f"{path.name}.{number}" for number in range(1, len(there) + 1)))
+        move(path, where / next(name for name in names if name not in there))
+    except errors() as error:
+        raise UserError(f"cannot move {path} to {where}: {reason(error)}") from None
+
+
 def _files(path: Path) -> Iterator[Path]:
     """All files below a folder."""
     for each in content(path):
@@ -204,6 +220,23 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 # ------------------------------------------------------------------------------ Locks
+
+
+@contextlib.contextmanager
+def alone(lock: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """No other process is inside with the file `lock` meanwhile: if one is, calls `waiting` and waits for it to end.
+
+    Raises:
+        OSError: the file or its folder cannot be made or locked.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ import functools
 import http.server
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -144,6 +146,34 @@ def test_a_mirror_is_copied_once(data_dir, address, tmp_path, monkeypatch, serve
     assert [p.name for p in (tmp_path / DATASET).iterdir()] == ["1.0.0"]
 
 
+def test_what_a_killed_process_left_is_no_data_set(data_dir, tmp_path):
+    """Of a copy that ended after its first file, and of TensorFlow Datasets' own preparing."""
+    for name in ("1.0.0.unfinished", "1.0.0.incompleteA1B2C3"):
+        left = tmp_path / DATASET / name
+        left.mkdir(parents=True)
+        shutil.copy(data_dir / DATASET / "1.0.0" / "dataset_info.json", left)
+    refused(lambda: corpus(tmp_path).pairs("dev"), f"no data set {DATASET} in {tmp_path}")
+    mirrored = corpus(tmp_path, mirror=str(data_dir))
+    assert list(mirrored.pairs("dev")) == list(corpus(data_dir).pairs("dev"))
+    assert not (tmp_path / DATASET / "1.0.0.unfinished").exists()
+
+
+def test_several_that_fetch_at_once_all_have_it(data_dir, tmp_path, monkeypatch):
+    copied = []
+    copy = ours._copy
+    monkeypatch.setattr(ours, "_copy", lambda source, place: (copied.append(place.name), copy(source, place)))
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: ours.fetch(str(data_dir), DATASET, tmp_path), range(4))]
+    assert {*found} == {tmp_path / DATASET / "1.0.0"}
+    assert len(copied) == len({*copied}) == len([*found[0].iterdir()])
+
+
+def test_a_text_that_is_not_utf_8_is_kept_for_preparing_and_refused_elsewhere():
+    assert ours._text(b"gr\xfcn", "train").encode("utf-8", "surrogateescape") == b"gr\xfcn"
+    with pytest.raises(UserError, match=r"the dev split has a text that is not UTF-8: b'gr\\xfcn'"):
+        ours._text(b"gr\xfcn", "dev")
+
+
 def test_a_mirror_that_fails_leaves_nothing(data_dir, address, tmp_path):
     refused(lambda: corpus(tmp_path, mirror="http://127.0.0.1:9").pairs("dev"), "cannot fetch", "mirror")
     refused(
@@ -152,4 +182,4 @@ def test_a_mirror_that_fails_leaves_nothing(data_dir, address, tmp_path):
         "not found",
     )
     for left in tmp_path.rglob("*"):
-        assert left.is_dir() and "unfinished" not in left.name
+        assert left.suffix == ".lock" or (left.is_dir() and "unfinished" not in left.name)

@@ -7,7 +7,6 @@ whoever needs it next. Pairs stream from the files to the disk: memory holds a f
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -23,13 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import platformdirs
 
+from t2t import storage
 from t2t.batch import UNK
 from t2t.data.cleaning import Cleaning, first_fault
 from t2t.data.linearisation import Counted, TreeVocabulary
 from t2t.data.task import Pair, Task, fingerprint
 from t2t.data.vocabulary import Vocabularies, Vocabulary, count_words
 from t2t.errors import UserError
-from t2t.storage import UNFINISHED
 
 FORMAT = 3  # raise it when the layout of a prepared folder changes
 TOKEN = np.dtype("<u2")  # ids of up to 65,536 pieces; larger vocabularies take <u4
@@ -127,13 +126,8 @@ def _read(folder: Path) -> tuple[Vocabularies, dict[str, Any]] | None:
 def _alone(folder: Path, say: Say) -> Iterator[None]:
     """Keeps other processes from preparing the same: they wait, and then find it done."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_suffix(".lock"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"another process is preparing {folder}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = f"another process is preparing {folder}; waiting for it"
+        with storage.alone(folder.with_suffix(".lock"), lambda: say(waiting)):
             yield
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror} (set T2T_DATA to another folder)") from None
@@ -149,7 +143,7 @@ def _build(
     if folder.is_dir():
         say(f"{folder} is damaged: it is made anew")
         shutil.rmtree(folder)
-    beside = folder.with_suffix(UNFINISHED)
+    beside = folder.with_suffix(storage.UNFINISHED)
     say(f"{'going on with' if beside.is_dir() else 'preparing'} the training pairs, once, in {folder}")
     beside.mkdir(exist_ok=True)
     counted = beside / "facts.json"  # written last: with it the vocabularies are whole
@@ -190,7 +184,7 @@ def _vocabularies(task: Task, given: Vocabularies | Vocabulary | None, sizes: Si
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    beside = path.with_suffix(UNFINISHED)
+    beside = path.with_suffix(storage.UNFINISHED)
     beside.write_bytes(content)
     beside.replace(path)
 

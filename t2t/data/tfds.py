@@ -9,8 +9,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from t2t import storage
 from t2t.data.corpora import SPLITS, digest
 from t2t.data.task import Pair
 from t2t.errors import UserError, unknown
-from t2t.storage import UNFINISHED
 
 CHUNK = 1000  # records read at a time
 DATA_DIR = "~/tensorflow_datasets"  # TensorFlow Datasets' own default
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # what a folder of a prepared version is called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Tfds:
         builder = self._builder()
         name = self._name(split, builder)
         for example in _examples(builder, name):
-            # What is not UTF-8 is kept, as lone surrogates, for preparing to drop and count.
-            yield Pair(*(_text(example[side]) for side in (self.source, self.target)))
+            yield Pair(*(_text(example[side], split) for side in (self.source, self.target)))
 
     def inputs(self, split: str) -> dict[str, str]:
         """A digest for each file of the split, and which feature is which side."""
@@ -75,10 +75,8 @@ class Tfds:
         tfds = _package()
         root = Path(os.path.expanduser(self.data_dir or os.environ.get("TFDS_DATA_DIR") or DATA_DIR))
         folder = _newest(root, self.dataset)
-        if not folder and self.mirror:
-            folder = fetch(self.mirror, self.dataset, root)
         if not folder:
-            folder = _prepare(tfds, self.dataset, root)
+            folder = fetch(self.mirror, self.dataset, root) if self.mirror else _prepare(tfds, self.dataset, root)
         try:
             return tfds.builder_from_directory(str(folder))
         except Exception as error:  # it raises many kinds for a folder that is not whole
@@ -96,12 +94,22 @@ def _package() -> Any:
 
 
 def _newest(root: Path, dataset: str) -> Path | None:
-    """The folder of the version that `dataset` names, or of the highest one, such as wmt14_translate/de-en/1.0.0."""
+    """The folder of the version that `dataset` names, or of the highest one, such as wmt14_translate/de-en/1.0.0.
+
+    Beside them may lie what processes that were killed left unfinished, under longer names.
+    """
     name, _, version = dataset.partition(":")
     folder = root / name
-    there = [p for p in folder.iterdir() if (p / "dataset_info.json").is_file()] if folder.is_dir() else []
-    numbered = [([int(n) for n in p.name.split(".") if n.isdigit()], p) for p in there if version in ("", p.name)]
-    return max(numbered)[1] if numbered else None
+    found = [p for p in folder.iterdir() if VERSION.fullmatch(p.name)] if folder.is_dir() else []
+    there = [p for p in found if version in ("", p.name) and (p / "dataset_info.json").is_file()]
+    return max(there, key=lambda p: [*map(int, p.name.split("."))], default=None)
+
+
+@contextlib.contextmanager
+def _alone(root: Path, dataset: str) -> Iterator[None]:
+    """Keeps other processes, such as those of the same run, from making the same: they wait, and then find it done."""
+    with storage.alone(root / f"{dataset.partition(':')[0]}.lock"):
+        yield
 
 
 def _prepare(tfds: Any, dataset: str, root: Path) -> Path:
@@ -112,8 +120,9 @@ def _prepare(tfds: Any, dataset: str, root: Path) -> Path:
             f"{where}; to prepare it there: pip install 't2t[tensorflow]'; or name a --task.corpus.mirror that has it"
         )
     try:
-        builder = tfds.builder(dataset, data_dir=str(root), file_format="array_record")
-        builder.download_and_prepare()
+        with _alone(root, dataset):
+            builder = tfds.builder(dataset, data_dir=str(root), file_format="array_record")
+            builder.download_and_prepare()  # nothing, if another process did meanwhile
     except Exception as error:  # whatever network, disk, parser or registry may raise
         raise UserError(f"{where}, and preparing it failed: {_first_line(error)}") from None
     return Path(builder.data_path)
@@ -135,8 +144,13 @@ def _examples(builder: Any, split: str) -> Iterator[Any]:
     yield from tensorflow_datasets.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+def _text(value: bytes | str, split: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode("utf-8", "surrogateescape" if split == "train" else "strict")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the {split} split has a text that is not UTF-8: {error.object[:60]!r}") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -158,25 +172,32 @@ def fetch(mirror: str, dataset: str, root: Path) -> Path:
     version = version or "1.0.0"
     place = root / name / version
     source = f"{mirror.rstrip('/')}/{name}/{version}"
-    beside = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f"{version}.", suffix=UNFINISHED, dir=place.parent))
+        with _alone(root, dataset):
+            if not _newest(root, f"{name}:{version}"):
+                _copy_all(source, place)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or _first_line(error)
+        raise UserError(f"cannot fetch {dataset} from {source}: {reason} (--task.corpus.mirror)") from None
+    return place
+
+
+def _copy_all(source: str, place: Path) -> None:
+    """The files of a prepared data set, written beside their place and then renamed."""
+    beside = place.with_name(f"{place.name}{storage.UNFINISHED}")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    beside.mkdir(parents=True)
+    try:
         for file in ("dataset_info.json", "features.json"):
             _copy(f"{source}/{file}", beside / file)
         info = json.loads((beside / "dataset_info.json").read_text(encoding="utf-8"))
         for shard in _shards(info):
             _copy(f"{source}/{shard}", beside / shard)
         beside.rename(place)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or _first_line(error)
-        raise UserError(f"cannot fetch {dataset} from {source}: {reason} (--task.corpus.mirror)") from None
     finally:
-        if beside:
-            shutil.rmtree(beside, ignore_errors=True)
-    return place
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _shards(info: dict[str, Any]) -> Iterator[str]:
