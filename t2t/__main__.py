@@ -20,9 +20,10 @@ from t2t.verbs import experiments, files, reports, runs, weights
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # whatever the locale: text here has Greek letters, and other people's
+            # Whatever the locale: text here has Greek letters, and other people's. A file's name may be no text at all.
+            stream.reconfigure(encoding="utf-8", errors=errors)
     try:
         args = parse(VERBS, sys.argv[1:] if argv is None else argv)
         with contextlib.ExitStack() as args.stack:  # what lasts as long as the verb

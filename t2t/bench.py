@@ -5,6 +5,7 @@ Where parts of a measurement are timed one by one, their median and quartiles ar
 """
 
 import contextlib
+import functools
 import math
 import statistics
 import tempfile
@@ -16,16 +17,18 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from t2t import cost, memory
+from t2t import checkpoint, cost, memory
 from t2t.batch import Batch, Sequences
+from t2t.constraints import constraint_of
 from t2t.data.pipeline import TrainingBatches, read_ahead
 from t2t.data.prepare import Sizes, prepare
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
+from t2t.errors import UserError
 from t2t.experiment import Experiment, override, with_attention
 from t2t.models.products import einsum
 from t2t.run import begun_from
-from t2t.sharding import make_mesh, on, place, unboxed
+from t2t.sharding import MeshConfig, check_layout, make_mesh, on, place, unboxed
 from t2t.train import (
     Compiled,
     abstract_state,
@@ -114,6 +117,7 @@ class Trainer:
         Raises:
             UserError: see `train.train`.
         """
+        check_layout(mesh, checkpoint.abstract_params(experiment))
         self._experiment, self._mesh = experiment, mesh
         self.batches = training_batches(experiment, mesh, say)
         self.state = new_state(experiment, mesh)
@@ -266,20 +270,33 @@ def read(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ Decoding
 
 
-def decoding(experiment: Experiment, params: Any, vocabulary: Vocabularies, sentences: int, say: Say) -> dict[str, Any]:
+def decoding(
+    experiment: Experiment,
+    params: Any,
+    vocabulary: Vocabularies,
+    sentences: int,
+    mesh: jax.sharding.Mesh | None,
+    say: Say,
+) -> dict[str, Any]:
     """The first `sentences` of dev, decoded again and again by the experiment's own search; the first time compiles.
 
+    `mesh` is the one that is set, over which weights and work are split; without one, a single device decodes.
     Returns "sentences_per_second" and "tokens_per_second" of outputs, a `Spread` each, and "first_seconds", compilation
     included.
 
     Raises:
-        UserError: dev cannot be read.
+        UserError: dev cannot be read, or its texts have no sources.
     """
-    pairs = [pair for _, pair in zip(range(sentences), experiment.task.pairs("dev"), strict=False)]
-    sources, model = vocabulary.encode(pairs, experiment.task.has_sources)[0], experiment.model.build()
+    task = experiment.task
+    if not task.has_sources:
+        raise UserError(f"{experiment.name} has no sources to decode: its texts are modelled, not translated")
+    pairs = [pair for _, pair in zip(range(sentences), task.pairs("dev"), strict=False)]
+    sources, model = vocabulary.encode(pairs)[0], experiment.model.build()
+    constraint = constraint_of(task, vocabulary, [pair.source for pair in pairs])
+    search = functools.partial(decode, longest=experiment.model.longest, constraint=constraint, wanted=1)
 
     def all_of_them() -> int:
-        found = decode(model, params, sources, experiment.decoding, longest=experiment.model.longest, wanted=1)
+        found = search(model, params, sources, experiment.decoding)
         return sum(len(best[0].tokens) + 1 for _, best in found)  # EOS counted
 
     say(f"decoding {len(sources):,} sentences, {GROUPS // 2} times after the first")
@@ -291,7 +308,7 @@ def decoding(experiment: Experiment, params: Any, vocabulary: Vocabularies, sent
         runs.append((tokens, time.perf_counter() - begin))
     return {
         "what": "decode",
-        **_where(experiment, make_mesh(experiment.mesh)),
+        **_where(experiment, mesh or make_mesh(MeshConfig(data=1))),
         "beam": experiment.decoding.beam,
         "sentences": len(sources),
         "first_seconds": first,

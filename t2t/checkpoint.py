@@ -85,8 +85,8 @@ def _writing(folder: Path) -> Iterator[None]:
         raise  # a device or another process, not the disk
     except (*BROKEN, *storage.errors()) as error:
         raise UserError(
-            f"cannot write a checkpoint to {folder}: {storage.reason(error)}; those before it are kept, the same "
-            "command goes on from the last"
+            f"cannot write a checkpoint to {folder}: {storage.reason(error)}; those before it are kept, and training "
+            "goes on from the last"
         ) from None
 
 
@@ -101,14 +101,8 @@ def set_aside(folder: Path, step: int, where: Path) -> list[int]:
         there = ", ".join(f"{each:,}" for each in found) or "none"
         raise UserError(f"--from-step {step}: {folder} has no checkpoint of that step; there is {there}")
     later = [each for each in found if each > step]
-    try:
-        if not storage.remote(where):
-            where.mkdir(parents=True, exist_ok=True)
-        for each in later:
-            there = sum(1 for old in storage.content(where) if old.name.split(".")[0] == str(each))
-            storage.move(folder / str(each), where / (f"{each}.{there}" if there else str(each)))
-    except storage.errors() as error:
-        raise UserError(f"cannot move checkpoints to {where}: {storage.reason(error)}") from None
+    for each in later:
+        storage.set_aside(folder / str(each), where)
     return later
 
 
@@ -147,7 +141,7 @@ def _check_room(folder: Path, size: int) -> None:
     if not storage.remote(folder) and (free := shutil.disk_usage(folder).free) < size:
         raise UserError(
             f"cannot write a checkpoint to {folder}: it takes {size:,} bytes, {free:,} are free; those before it are "
-            "kept, the same command goes on from the last"
+            "kept, and training goes on from the last"
         )
 
 
@@ -207,11 +201,22 @@ def steps(folder: Path, experiment: Experiment) -> list[int]:
     Raises:
         UserError: there is none.
     """
-    found = all_steps(folder)
-    if not found:
+    if not (found := all_steps(folder)):
         raise UserError(f"no checkpoint in {folder}: train first")
+    return [step for step in found if _counts(step, found, experiment)]
+
+
+def _counts(step: int, all_of_them: list[int], experiment: Experiment) -> bool:
     every = 1 if experiment.checkpoint_minutes else experiment.checkpoint_every
-    return [step for step in found if step % every == 0 or step == found[-1]]
+    return step % every == 0 or step == all_of_them[-1]
+
+
+def remove_passed(checkpoints: ocp.CheckpointManager, experiment: Experiment) -> None:
+    """Removes those that do not count any more, which would else take the places of some that do."""
+    found = sorted(checkpoints.all_steps())
+    for step in found:
+        if not _counts(step, found, experiment):
+            checkpoints.delete(step)
 
 
 def all_steps(folder: Path) -> list[int]:

@@ -105,7 +105,7 @@ def lost_others(folder: object) -> Iterator[None]:
         reason = (str(error).splitlines() or ["no reason given"])[0][:200]
         print(
             f"t2t: {folder}: another process of this run ended or cannot be reached ({reason}); start all of them "
-            "again with the same command, which goes on from the last checkpoint",
+            "again with the same command (without --from-step), which goes on from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -119,24 +119,32 @@ def check_equal(what: str, value: str) -> None:
 
 
 class Agreement:
-    """Whether any process wants to stop: all learn of it after the same step, and no step waits for it.
+    """What any process wants, such as to stop: all learn of it after the same step, and no step waits for it.
 
     The answer of a step is read when the next one is under way.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh) -> None:
+    def __init__(self, mesh: jax.sharding.Mesh, questions: int) -> None:
         self._where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(lambda flags: flags.any(), out_shardings=jax.sharding.NamedSharding(mesh, _WHOLE))
+        self._any = jax.jit(lambda flags: flags.any(0), out_shardings=jax.sharding.NamedSharding(mesh, _WHOLE))
         self._asked: Any = None
-        self._size = mesh.size
+        self._shape = mesh.size, questions
 
-    def reached(self, wanted: bool) -> bool:
-        """To be called once a step by each process, with whether it wants to stop."""
+    def reached(self, *wanted: bool) -> tuple[bool, ...]:
+        """To be called once a step by each process, with what it wants; what any wanted.
+
+        After a step at which anything was wanted, all ask anew: what is wanted still is wanted then.
+        """
         if not many():
             return wanted
-        flags = jax.make_array_from_callback((self._size,), self._where, lambda _: np.array([wanted]))
+        flags = jax.make_array_from_callback(self._shape, self._where, lambda _: np.array([wanted]))
         before, self._asked = self._asked, self._any(flags)
-        return before is not None and bool(before)
+        if before is None:
+            return (False,) * len(wanted)
+        found = tuple(np.asarray(before).tolist())
+        if any(found):  # what was asked with this step was asked before the answer was known
+            self._asked = None
+        return found
 
 
 _WHOLE = jax.sharding.PartitionSpec()

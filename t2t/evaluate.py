@@ -14,6 +14,7 @@ import jax
 from t2t.batch import Batch
 from t2t.constraints import constraint_of
 from t2t.data.batching import evaluation_batches
+from t2t.data.cleaning import NOT_UTF_8, first_fault
 from t2t.data.task import Pair, fingerprint
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode, forced_scores
@@ -53,11 +54,14 @@ def read_split(experiment: Experiment, vocabulary: Vocabularies, name: str) -> S
     """All pairs of a split; a line without text on either side stays in its place.
 
     Raises:
-        UserError: its files are missing, broken or empty, or a sentence has more tokens than the model takes.
+        UserError: its files are missing, broken, empty or not UTF-8, or a sentence has more tokens than there may be.
     """
     pairs = list(experiment.task.pairs(name))
     if not pairs:
         raise UserError(f"the {name} split is empty")
+    for number, pair in enumerate(pairs, 1):
+        if first_fault(pair, experiment.task.has_sources) == NOT_UTF_8:
+            raise UserError(f"the {name} split has a text that is not UTF-8: pair {number:,}")
     sources, targets = vocabulary.encode(pairs, experiment.task.has_sources)
     check_lengths(experiment.model, [*sources, *targets], f"the {name} split")
     return Split(name, pairs, sources, targets)

@@ -9,7 +9,7 @@ tensorboard/      the same for TensorBoard
 checkpoints/      Orbax
 evaluations/      a folder each: sources, hypotheses, references, scores with their signatures
 report.html       its page, by `t2t report`
-set_aside/        checkpoints that the user did not want to go on from
+set_aside/        checkpoints that the user did not want to go on from, and evaluations of such
 lock              held by the process that trains
 """
 
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def set_aside(self) -> Path:
-        """Checkpoints that the user did not want to go on from."""
+        """Checkpoints that the user did not want to go on from, and evaluations of such."""
         return self.folder / "set_aside"
 
     @property
@@ -233,6 +233,14 @@ def begun_from(experiment: Experiment) -> tuple[Run, Experiment, Vocabularies] |
     if found[1].task.linearisation != experiment.task.linearisation:
         raise UserError(f"--init_from {experiment.init_from}: one of the two translates, the other parses")
     return found
+
+
+def going_on(folder: Path, init_from: str) -> tuple[Run, Experiment, Vocabularies] | None:
+    """The run in `folder`, as `load` gives it, if there is one that was begun with the weights of `init_from`."""
+    if not init_from or not Run(folder).record.is_file():
+        return None
+    found = load(folder)
+    return found if found[1].init_from == init_from else None
 
 
 def averaged(run: Run) -> list[int]:
@@ -466,16 +474,31 @@ class Evaluation:
 def evaluations(run: Run, split: str) -> list[Evaluation]:
     """Those of a split, the newest last: by the step of their weights, then by when they were written.
 
-    One that was written elsewhere, perhaps of several runs together, is none of this run's, wherever it lies now.
-
     Raises:
         UserError: a scores.json is damaged; names it.
     """
+    of_split = [each for each in _of_this_run(run) if each.summary["split"] == split]
+    written = {each.folder: storage.modified(each.folder / "scores.json") for each in of_split}
+    return sorted(of_split, key=lambda each: (each.summary["checkpoints"][-1], written[each.folder], each.folder))
+
+
+def set_evaluations_aside(run: Run, step: int) -> int:
+    """Moves evaluations of weights after `step` out of evaluations/; how many.
+
+    Raises:
+        UserError: a scores.json is damaged, or they cannot be moved.
+    """
+    later = [each for each in _of_this_run(run) if each.summary["checkpoints"][-1] > step]
+    for each in later:
+        storage.set_aside(each.folder, run.set_aside / "evaluations")
+    return len(later)
+
+
+def _of_this_run(run: Run) -> list[Evaluation]:
+    """One that was written elsewhere, perhaps of several runs together, is none of this run's, wherever it lies now."""
     paths = (run.folder / "evaluations").glob("*/scores.json")
     found = [evaluation(path.parent) for path in paths if path.parent.suffix != UNFINISHED]
-    written = {each.folder: storage.modified(each.folder / "scores.json") for each in found}
-    of_split = [each for each in found if each.summary["split"] == split and "members" not in each.summary]
-    return sorted(of_split, key=lambda each: (each.summary["checkpoints"][-1], written[each.folder], each.folder))
+    return [each for each in found if "members" not in each.summary]
 
 
 def evaluation(folder: Path) -> Evaluation:

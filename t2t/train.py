@@ -55,6 +55,14 @@ class Stopped(Exception):
     """A signal ended training; the state was saved first."""
 
 
+class NotFinite(Exception):
+    """Something of a step, or after it, is infinite or no number."""
+
+    def __init__(self, step: int, what: str = "loss or gradient") -> None:
+        super().__init__(step, what)
+        self.step, self.what = step, what
+
+
 @flax.struct.dataclass
 class TrainState:
     """All arrays that change during training."""
@@ -148,7 +156,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
     with contextlib.ExitStack() as stack:
         with distributed.together():
             sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)
-            if begun := run.begun_from(experiment):
+            if begun := run.going_on(folder, experiment.init_from) or run.begun_from(experiment):
                 checkpoint.check_fits(begun[1], experiment)
             prepared = prepare(experiment.task, sizes, say, begun and begun[2])
             batches = TrainingBatches(prepared, experiment.batching, experiment.seed, share(experiment, mesh))
@@ -157,8 +165,9 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         distributed.check_equal("experiment and data", f"{experiment} {prepared.fingerprint}")
         stop = stack.enter_context(_signals())
         stack.enter_context(on(mesh))
-        # Two more than are averaged: those that a signal or the end of a part left between the regular ones.
+        # Two more than are averaged: that which a signal or the end of a part left last, and the one that is next.
         checkpoints = stack.enter_context(checkpoint.writer(where.checkpoints, experiment.average + 2))
+        checkpoint.remove_passed(checkpoints, experiment)
         state, position = _begin(experiment, mesh, checkpoints)
         before = int(state.step)
         if before >= experiment.train_steps:
@@ -172,7 +181,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         with distributed.together():
             board = stack.enter_context(_begun(where, experiment, prepared, mesh, before))
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
-        log, due, agreement = Log(where, board, position["sums"]), Due(experiment), distributed.Agreement(mesh)
+        log, due, agreement = Log(where, board, position["sums"]), Due(experiment), distributed.Agreement(mesh, 2)
         try:
             for step, batch in enumerate(read, before + 1):
                 state, sums = compiled[shapes_of(batch)](state, place(mesh, batch))
@@ -181,22 +190,28 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
                 if log_now:
                     row = log.close(step, _rate(experiment, step))
                     show(step, row["loss"], row["tokens_per_second"])
-                stopping = agreement.reached(bool(stop))
-                if evaluate_now or save_now or stopping:
+                stopping, minutes_over = agreement.reached(bool(stop), due.by_minutes())
+                save_now = save_now or minutes_over or stopping
+                if evaluate_now or save_now:
                     with log.pause():
                         _refuse_broken(state, step)
                         position = {"data": read.get_state(), "sums": log.total(), "seed": experiment.seed}
                         if evaluate_now:
-                            row = log.write(step, "dev", perplexity(experiment.model.build(), state.params, dev))
+                            found = perplexity(experiment.model.build(), state.params, dev)
+                            if not np.isfinite(found["loss"]):
+                                raise NotFinite(step, "the loss on dev")
+                            row = log.write(step, "dev", found)
                             say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
-                        if save_now or stopping:
+                        if save_now:
                             checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
+                            due.saved()
                 if stopping:
+                    again = "" if config.from_step is None else ", without --from-step,"
                     raise Stopped(
-                        f"{folder}: stopped after step {step:,} and saved; the same command goes on from here"
+                        f"{folder}: stopped after step {step:,} and saved; the same command{again} goes on from here"
                     )
         except NotFinite as broken:
-            raise UserError(_not_finite(where, broken.step, prepared, experiment)) from None
+            raise UserError(_not_finite(where, broken, prepared, experiment)) from None
     return where
 
 
@@ -211,8 +226,13 @@ def _opened(
     with run.open_for_training(folder, experiment, prepared) as where:
         if config.from_step is not None:
             later = checkpoint.set_aside(where.checkpoints, config.from_step, where.set_aside)
+            scored = run.set_evaluations_aside(where, config.from_step)
             steps = ", ".join(f"{step:,}" for step in later) or "none"
-            say(f"going on from step {config.from_step:,}; later checkpoints ({steps}) now lie in {where.set_aside}")
+            more = f", and {scored} evaluation(s) of such" if scored else ""
+            say(
+                f"going on from step {config.from_step:,}; later checkpoints ({steps}){more} now lie in "
+                f"{where.set_aside}; without --from-step the same command goes on from the last"
+            )
         yield where
 
 
@@ -230,15 +250,14 @@ def _begun(
         yield board
 
 
-def _not_finite(where: Run, step: int, prepared: Prepared, experiment: Experiment) -> str:
-    """Writes the pairs of a step's batch; what there is to say."""
+def _not_finite(where: Run, broken: NotFinite, prepared: Prepared, experiment: Experiment) -> str:
+    """Writes the pairs of the step's batch; what there is to say."""
+    step = broken.step
     batch = TrainingBatches(prepared, experiment.batching, experiment.seed)[step - 1]
     file = "its first process's run folder"
     if distributed.first():
         file = run.write_batch(where, step, texts(batch, prepared.vocabulary))
-    return (
-        f"loss or gradient is not finite at step {step:,}: its batch is in {file}; the checkpoints before it are kept"
-    )
+    return f"{broken.what} is not finite at step {step:,}: its batch is in {file}; the checkpoints before it are kept"
 
 
 class Due:
@@ -248,23 +267,20 @@ class Due:
         self._experiment, self._saved = experiment, time.monotonic()
 
     def after(self, step: int) -> tuple[bool, bool, bool]:
-        """Whether to log, to evaluate and to save after `step`; checkpoints may go by minutes (section 6.1: 10)."""
+        """Whether to log, to evaluate and to save after `step`."""
         e = self._experiment
         log, evaluate, save = (step % n == 0 for n in (e.log_every, e.evaluate_every, e.checkpoint_every))
-        if e.checkpoint_minutes:
-            now = time.monotonic()
-            save = now - self._saved >= 60 * e.checkpoint_minutes
-            self._saved = now if save else self._saved
         last = step == e.train_steps
-        return log or last, evaluate or last, save or last
+        return log or last, evaluate or last, (save and not e.checkpoint_minutes) or last
 
+    def by_minutes(self) -> bool:
+        """Whether to save by this process's clock, where checkpoints go by minutes (section 6.1: 10)."""
+        minutes = self._experiment.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved >= 60 * minutes
 
-class NotFinite(Exception):
-    """Loss or gradient of a step is infinite or no number."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
+    def saved(self) -> None:
+        """The minutes begin anew."""
+        self._saved = time.monotonic()
 
 
 class Log:
@@ -323,7 +339,7 @@ class Log:
 def _refuse_broken(state: TrainState, step: int) -> None:
     """Raises NotFinite when weights are not finite: a checkpoint of them would be the end of the run."""
     if not _finite(state.params):
-        raise NotFinite(step)
+        raise NotFinite(step, "the norm of the weights")
 
 
 @jax.jit

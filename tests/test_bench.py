@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import toys
 
 from t2t import bench, cost, experiment, train
 from t2t.experiment import override
@@ -88,10 +89,25 @@ def test_decoding_with_random_weights_and_with_those_of_a_run(t2t, toy, tmp_path
     assert found["tokens_per_second"]["median"] >= found["sentences_per_second"]["median"]
 
 
+def test_a_decoder_is_split_over_the_mesh_it_names_and_a_parser_is_constrained(t2t, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "registered", lambda: {"reversal": toy, "grammar": toys.grammar(tmp_path)})
+    code, out, said = t2t("bench", "decode", "reversal", "--number", "4", "--mesh.data", "2", "--json")
+    assert code == 0, said
+    assert json.loads(out)["devices"] == "2 x cpu (cpu)"
+    constraints = []
+    decode = bench.decode
+    monkeypatch.setattr(bench, "decode", lambda *a, **how: constraints.append(how["constraint"]) or decode(*a, **how))
+    code, out, said = t2t("bench", "decode", "grammar", "--number", "3", "--json")
+    assert code == 0, said
+    assert all(each.max_openings > 0 and len(each.sentences) == 3 for each in constraints) and constraints
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         ("bench train reversal --run x", "--run gives the weights of `t2t bench decode`; train needs none"),
+        ("bench train reversal --mesh.data 1 --mesh.model 8", "--mesh.model 8 does not divide an axis of 4"),
+        ("bench decode lm_quickstart", "lm_quickstart has no sources to decode"),
         ("bench train reversal --number 0", "number is a whole number, at least 1, not 0"),
         ("bench train reversl", "did you mean reversal"),
         ("bench trian reversal", "invalid choice: 'trian'"),

@@ -72,6 +72,21 @@ def test_a_folder_of_files(tmp_path, train):
     assert len(corpus.inputs("train")) == {"n": 4, "p": 2, "a": 2}[train[0]]
 
 
+def test_of_a_folder_only_what_ends_so_counts(tmp_path):
+    for name in ("a.tsv", "b.tsv.gz.part", "c.tsv.bak", "d.tsv.txt"):
+        (tmp_path / name).write_text("one\teins\n")
+    assert [piece.source.name for piece in Text(train=str(tmp_path)).pieces("train")] == ["a.tsv"]
+
+
+def test_a_file_that_is_there_is_no_pattern(tmp_path):
+    """Brackets are characters of names, too."""
+    where = tmp_path / "corpus [v2]"
+    where.mkdir()
+    for name in ("[en].tsv", "e.tsv"):
+        (where / name).write_text(f"{name}\teins\n")
+    assert [pair.source for pair in Text(train="[en].tsv", folder=str(where)).pairs("train")] == ["[en].tsv"]
+
+
 def test_patterns_that_match_nothing_or_unevenly(tmp_path):
     write(tmp_path / "a.en", "one")
     refused(lambda: Text(train="b*.en,b*.de", folder=str(tmp_path)).pairs("train"), "no file matches", "b*.en")

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, words, number=None, devices=8, port=0):
+def start(folder, words, number=None, devices=8, port=0, **more):
     """A process that trains the toy in `words`' run folder, one of two if it has a number; its words go to a file."""
     environment = toys.environment(folder, devices)
     if number is not None:
@@ -41,7 +41,7 @@ def start(folder, words, number=None, devices=8, port=0):
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(number),
         }
-        environment, words = {**environment, **others}, [*words, "--distributed"]
+        environment, words = {**environment, **others, **more}, [*words, "--distributed"]
     with open(said_in(folder, number), "w") as log:
         command = [sys.executable, str(TRAINER), str(folder), "train", "reversal", *map(str, words)]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
@@ -55,11 +55,12 @@ def said(folder, number=None):
     return said_in(folder, number).read_text(errors="replace")
 
 
-def two(folder, *words):
+def two(folder, *words, second=None):
+    """`second`: what the second's environment has more than the first's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(folder, words, number, 4, port) for number in range(2)]
+    return [start(folder, words, number, 4, port, **more) for number, more in enumerate(({}, second or {}))]
 
 
 def codes(processes):
@@ -126,6 +127,15 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(folder, alone):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), weights(folder / "stopped"), weights(folder / "whole")
     )
+
+
+def test_checkpoints_by_the_clock_are_of_the_same_steps(folder):
+    """Each process has its own clock, and none may save alone."""
+    words = ["--run", "clocks", "--mesh.data", 8, "--train_steps", 40, "--final_evaluation", "none"]
+    processes = two(folder, *words, "--checkpoint_minutes", 0.05, second={"CLOCK": "7"})
+    assert codes(processes) == [0, 0], said(folder, 0) + said(folder, 1)
+    steps = checkpoint.all_steps(folder / "clocks" / "checkpoints")
+    assert steps[-1] == 40 and len(steps) > 1
 
 
 @pytest.mark.parametrize("number", [0, 1])

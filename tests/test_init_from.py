@@ -1,13 +1,14 @@
 """Training that begins with the weights of another run."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import toys
 
-from t2t import checkpoint, run
+from t2t import checkpoint, experiment, run
 from t2t.__main__ import main
 from t2t.errors import UserError
 from t2t.experiment import override
@@ -62,3 +63,19 @@ def test_on_the_command_line_the_model_is_that_of_the_run(before, capsys):
     assert (shown["model.d_ff"], shown["model.p_drop"], shown["batching.tokens"]) == ("64", "0.3", "4096")
     assert main(["show", "own_small", "--init_from", str(folder / "none")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_when_that_which_it_began_with_is_gone(before, tmp_path, monkeypatch, capsys):
+    """As the command is given again, word for word."""
+    there, folder = before
+    shutil.copytree(folder, tmp_path / "first")
+    monkeypatch.setattr(experiment, "registered", lambda: {"reversal": there})
+    words = ["train", "reversal", "--init_from", str(tmp_path / "first"), "--run", str(tmp_path / "run")]
+    words += ["--final_evaluation", "none", "--train_steps"]
+    assert main([*words, "2"]) == 0
+    shutil.rmtree(tmp_path / "first")
+    assert main([*words, "4"]) == 0
+    assert checkpoint.all_steps(tmp_path / "run" / "checkpoints") == [2, 4]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # now there is nothing to begin with
+    assert main([*words, "4"]) == 2
+    assert f"{tmp_path / 'first'} is not a run folder" in capsys.readouterr().err.splitlines()[-1]

@@ -288,6 +288,22 @@ def test_a_platform_that_is_not_here(words, run):
     assert "no device of platform 'cuda' here" in found.stderr.splitlines()[-1]
 
 
+def test_an_error_about_a_file_whose_name_is_no_text(tmp_path):
+    command = [sys.executable, "-m", "t2t", "evaluate", os.fsencode(tmp_path) + b"/gr\xfcn"]
+    found = subprocess.run(command, capture_output=True)
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [
+        f"t2t: {tmp_path}/gr\\udcfcn is not a run folder: no experiment.json in it, and no such folder".encode()
+    ]
+
+
+def test_evaluating_a_text_that_is_not_utf_8(t2t, run, tmp_path):
+    (tmp_path / "train.tsv").write_bytes(b"ten\tten\nsun \xff\tsun\n")
+    code, out, err = t2t("evaluate", run, "--split", "train", "--task.corpus.train", tmp_path / "train.tsv")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "t2t: the train split has a text that is not UTF-8: pair 2"
+
+
 def test_translate_answers_while_its_input_is_still_open(run):
     command = [sys.executable, "-m", "t2t", "translate", run]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:

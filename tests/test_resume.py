@@ -199,6 +199,44 @@ def test_setting_aside_twice_loses_nothing(toy, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "set_aside").iterdir()) == ["10", "10.1"]
 
 
+def test_evaluations_of_weights_set_aside_are_no_more_the_newest(toy, tmp_path):
+    where = tmp_path / "run"
+    quietly(override(toy, {"train_steps": 10}), where)
+    for step in (5, 10):
+        scores = {"split": "dev", "decoding": None, "checkpoints": [step]}
+        run.write_evaluation(run.Run(where), f"dev-step{step}", {}, scores)
+    said = quietly(override(toy, {"train_steps": 6}), where, from_step=5)
+    assert any("(10), and 1 evaluation(s) of such now lie in" in line for line in said)
+    assert [each.folder.name for each in run.evaluations(run.Run(where), "dev")] == ["dev-step5"]
+    assert (where / "set_aside" / "evaluations" / "dev-step10" / "scores.json").is_file()
+
+
+def test_stopped_after_from_step_it_says_how_to_go_on(toy, tmp_path):
+    """The same words would set aside what was gained."""
+    quietly(override(toy, {"train_steps": 10}), tmp_path / "run")
+
+    def interrupt(step, *_):
+        if step == 8:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(train.Stopped, match="the same command, without --from-step, goes on from here"):
+        train.train(toy, tmp_path / "run", lambda _: None, interrupt, train.TrainingConfig(from_step=5))
+
+
+def test_checkpoints_of_many_stops_do_not_take_the_place_of_those_that_are_averaged(toy, tmp_path):
+    for end in (11, 12, 13, 14):
+        quietly(override(toy, {"train_steps": end}), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints", toy) == [5, 10, 14]
+
+
+def test_a_loss_on_dev_that_is_not_finite_is_said(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "perplexity", lambda *_: {"loss": float("nan"), "perplexity": float("nan")})
+    with pytest.raises(UserError, match=r"the loss on dev is not finite at step 6: its batch is in .*step6.json"):
+        quietly(toy, tmp_path / "run")
+    assert checkpoint.all_steps(tmp_path / "run" / "checkpoints") == [5]
+    assert [row["split"] for row in rows(tmp_path / "run")] == ["train"]
+
+
 def test_a_checkpoint_holds_all_that_going_on_needs(toy, tmp_path):
     quietly(override(toy, {"train_steps": 3, "seed": 11}), tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "checkpoints" / "3" / "position" / "metadata").read_text())

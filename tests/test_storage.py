@@ -110,8 +110,8 @@ def test_an_earlier_checkpoint_is_gone_on_from(runs, t2t, registered):
     code, _, said = t2t(*words, "--seed", "9")
     assert code == 2 and f"{there} holds another experiment: seed is 0 there, 9 here" in said
     code, _, said = t2t(*words, "--from-step", "12")
-    assert code == 0 and f"later checkpoints (24) now lie in {there}/set_aside" in said
-    assert [path.name for path in storage.content(runs[1] / "set_aside")] == ["24"]
+    assert code == 0 and "later checkpoints (24)" in said and f" now lie in {there}/set_aside;" in said
+    assert "24" in [path.name for path in storage.content(runs[1] / "set_aside")]
     assert checkpoint.all_steps(runs[1] / "checkpoints") == [12, 24]
     jax.tree.map(np.testing.assert_array_equal, weights(there)[0], weights(runs[0])[0])
 

@@ -1,6 +1,5 @@
 """Training: it learns, it resumes exactly, and the layout over devices changes nothing."""
 
-import itertools
 import json
 import signal
 from collections import Counter
@@ -102,12 +101,19 @@ def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, tmp_path):
 
 
 def test_checkpoints_by_the_clock(toy, tmp_path, monkeypatch):
-    """Every ten minutes, of a clock that runs four minutes a look; each counts for the average."""
-    minutes = itertools.count(0, 4)
-    monkeypatch.setattr(train.time, "monotonic", lambda: 60.0 * next(minutes))
+    """Every ten minutes, of a clock that runs four minutes a step; each counts for the average."""
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
     experiment = override(toy, {"checkpoint_minutes": 10, "train_steps": 12, "log_every": 12, "evaluate_every": 12})
-    due = train.Due(experiment)
-    assert [step for step in range(1, 12) if due.after(step)[2]] == [3, 6, 9]  # after 12 minutes each
+    due, saved = train.Due(experiment), []
+    for step in range(1, 12):
+        now[0] += 240.0
+        assert due.after(step) == (False, False, False)
+        if due.by_minutes():
+            due.saved()
+            saved.append(step)
+    assert saved == [3, 6, 9]  # after 12 minutes each
+    assert due.after(12) == (True, True, True)
     monkeypatch.undo()
     where, _ = quietly(override(experiment, {"checkpoint_minutes": 1e-9}), tmp_path / "run")
     assert checkpoint.steps(where.checkpoints, experiment) == [9, 10, 11, 12]  # the average of two, and two more

@@ -12,6 +12,8 @@ import numpy as np
 from t2t.data.task import Pair
 from t2t.knobs import NonNegative
 
+NOT_UTF_8 = "not UTF-8"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
@@ -33,5 +35,5 @@ def first_fault(pair: Pair, has_sources: bool) -> str:
         for text in pair:
             text.encode()  # what was not UTF-8 was read as lone surrogates, which cannot be written
     except UnicodeEncodeError:
-        return "not UTF-8"
+        return NOT_UTF_8
     return "" if (pair.source.strip() or not has_sources) and pair.target.strip() else "empty"

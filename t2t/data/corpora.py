@@ -210,15 +210,16 @@ def matching(name: str, suffix: str) -> list[Path]:
     """The files that a name, a pattern or a folder stands for: of a folder those of `suffix`, compressed or not.
 
     Raises:
-        UserError: a pattern or a folder without such a file. A plain name is not looked up.
+        UserError: a pattern or a folder without such a file. A plain name is not looked up; one that is there is plain.
     """
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if suffix in p.suffixes and p.is_file())
+        endings = tuple(suffix + compressed for compressed in ("", *OPENERS))
+        found = sorted(p for p in path.iterdir() if p.name.endswith(endings) and p.is_file())
         if not found:
             raise UserError(f"no {suffix} file in the folder {path}; name files or a pattern, such as {path}/*.txt")
         return found
-    if glob.has_magic(name):
+    if glob.has_magic(name) and not path.exists():
         found = sorted(map(Path, glob.glob(str(path))))
         if not found:
             raise UserError(f"no file matches {path}{_near(path)}")

@@ -119,8 +119,8 @@ def train(args: Args) -> int:
     from t2t import knobs
     from t2t.progress import Progress, say
 
-    tree = opening.experiment(args)
-    folder = storage.folder(args.run or f"runs/{tree.name}")
+    folder = storage.folder(args.run or f"runs/{args.name}")
+    tree = opening.experiment(args, folder)
     from_step = None if args.from_step is None else knobs.read(args.from_step, knobs.Count, "from-step")
     say(
         f"{tree.name}: {tree.train_steps:,} steps in {folder}. First JAX is loaded and the training step compiled, "
@@ -226,8 +226,9 @@ def bench(args: Args) -> None:
     compilation.keep_compiled()
     memory.one_heap()
     if args.what == "decode":
-        params, vocabulary, weights = _weights(tree, args.run, say)
-        found = {**bench.decoding(tree, params, vocabulary, number, say), "weights": weights}
+        mesh = opening.mesh(args, tree)
+        params, vocabulary, weights = _weights(tree, args.run, mesh, say)
+        found = {**bench.decoding(tree, params, vocabulary, number, mesh, say), "weights": weights}
     else:
         found = {"train": bench.train, "input": bench.read}[args.what](tree, number, say)
     print(json.dumps(found, indent=1) if args.json else bench.table(found))
@@ -253,8 +254,8 @@ def _table1(args: Args) -> None:
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else table1.text(found))
 
 
-def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
-    """Those of a run, or random ones; with the vocabulary, and in words which they are."""
+def _weights(tree: Any, folder: str | None, mesh: Any, say: Any) -> tuple[Any, Any, str]:
+    """Those of a run, or random ones, over the mesh or on one device; the vocabulary; and in words which they are."""
     from t2t import checkpoint, experiment, run, train
     from t2t.arguments import of_a_run
     from t2t.data.prepare import Sizes, prepare
@@ -262,13 +263,13 @@ def _weights(tree: Any, folder: str | None, say: Any) -> tuple[Any, Any, str]:
 
     if folder is None:
         sizes = Sizes(tree.model.vocab_size, tree.model.target_vocab_size)
-        params = train.new_state(tree, make_mesh(MeshConfig(data=1))).params
+        params = train.new_state(tree, mesh or make_mesh(MeshConfig(data=1))).params
         return params, prepare(tree.task, sizes, say).vocabulary, "random: every output goes on to its limit"
     found, kept, vocabulary = run.load(storage.folder(folder))
     other = [path for path in experiment.differences(kept, tree) if path.startswith("model.") and not of_a_run(path)]
     if other:
         raise UserError(f"--run {folder}: its model is not that of {tree.name}; `t2t show` says what differs")
-    params, steps = checkpoint.load_params(found.checkpoints, kept)
+    params, steps = checkpoint.load_params(found.checkpoints, kept, mesh=mesh)
     return params, vocabulary, f"step {steps[-1]:,} of {folder}"
 
 

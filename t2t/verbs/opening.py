@@ -2,6 +2,7 @@
 
 import dataclasses
 from argparse import Namespace as Args
+from pathlib import Path
 from typing import Any
 
 from t2t import storage
@@ -9,8 +10,11 @@ from t2t.arguments import IDENTITY, of_a_run
 from t2t.errors import UserError
 
 
-def experiment(args: Args) -> Any:
-    """A registered experiment with the user's knobs on top."""
+def experiment(args: Args, folder: Path | None = None) -> Any:
+    """A registered experiment with the user's knobs on top.
+
+    `folder` is that of its run, if it has one. A run that was begun with another's weights needs that one no more.
+    """
     from t2t import experiment
 
     if fixed := [path for path in args.overrides if path.split(".")[0] in IDENTITY]:
@@ -19,7 +23,8 @@ def experiment(args: Args) -> Any:
     if where := args.overrides.get("init_from"):
         from t2t import run
 
-        tree = dataclasses.replace(tree, model=run.load(storage.folder(where))[1].model)
+        found = (folder and run.going_on(folder, where)) or run.load(storage.folder(where))
+        tree = dataclasses.replace(tree, model=found[1].model)
     return experiment.override(tree, args.overrides)
 
 
