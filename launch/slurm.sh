@@ -28,7 +28,8 @@ code=$?
 
 echo "t2t: exit code $code, restart ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID" >&2
 # RUNNING: a job that was cancelled, or that SLURM requeues by itself, is not.
-if [[ $code == 75 && $(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID") == RUNNING ]]; then
+# 134: JAX's runtime ended the process for want of another, which may have been stopped after saving.
+if [[ ($code == 75 || $code == 134) && $(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID") == RUNNING ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

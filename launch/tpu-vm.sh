@@ -18,14 +18,18 @@ delete() {
 everywhere() {
   gcloud compute tpus tpu-vm ssh "$name" --worker=all --command="$1"
 }
-train() {
+# What fails here is the network's or this machine's fault: 1, whatever code these programs have for it.
+setup() {
   tar -czf - pyproject.toml README.md LICENSE t2t experiments launch > "$archive" &&
     gcloud compute tpus tpu-vm scp "$archive" "$name:t2t.tar.gz" --worker=all &&
     everywhere 'mkdir -p t2t && tar -xzf t2t.tar.gz -C t2t && python3 -m pip install --quiet --user uv &&
       python3 -m uv venv --quiet --allow-existing --python 3.12 t2t-venv &&
-      python3 -m uv pip install --quiet --python t2t-venv "./t2t[gcs]" "jax[tpu]"' &&
-    # A trainer that a lost connection left behind goes on; this one waits for it.
-    everywhere "exec 9> t2t.lock; flock 9; PATH=~/t2t-venv/bin:\$PATH T2T_DATA=~/t2t-data exec "@{quoted}
+      python3 -m uv pip install --quiet --python t2t-venv "./t2t[gcs]" "jax[tpu]"' || return 1
+}
+train() {
+  setup || return
+  # A trainer that a lost connection left behind goes on; this one waits for it.
+  everywhere "exec 9> t2t.lock; flock 9; PATH=~/t2t-venv/bin:\$PATH T2T_DATA=~/t2t-data exec "@{quoted}
 }
 
 archive=$(mktemp)

@@ -103,13 +103,14 @@ def evaluate(
     """Perplexity, outputs and scores of a split, written below evaluations/ (by the first process, if there are many).
 
     The work is split over the mesh that is set. `steps` are those of the checkpoints that `params` is the average of.
-    Returns what scores.json says with the "folder" it lies in, and the (source, output, reference) of each pair; texts
-    without sources have a perplexity alone.
+    Returns what scores.json says, the task among it, with the "folder" it lies in; and the (source, output, reference)
+    of each pair. Texts without sources have a perplexity alone.
 
     Raises:
         UserError: see `read_split`; or the run folder cannot be written.
     """
-    summary, lines = _measure(experiment, vocabulary, params, name, {"checkpoints": steps}, say)
+    weights = {"checkpoints": steps, "task": to_json(experiment.task)}
+    summary, lines = _measure(experiment, vocabulary, params, name, weights, say)
     # What distinguishes it from other evaluations of these weights: the data and the knobs of decoding.
     how = [summary[key] for key in ("data", "decoding", "constraint", "dtype") if summary[key]]
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]

@@ -5,6 +5,7 @@ Each ends in the same `t2t train NAME` and goes by its exit codes: 0 done; 75 st
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -14,10 +15,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from t2t import cost
+from t2t import cost, storage
+from t2t.data.corpora import SPLITS, Text
 from t2t.data.prepare import cache_folder
+from t2t.data.treebank import Trees
 from t2t.errors import UserError, unknown
 from t2t.experiment import Experiment, override
 
@@ -167,6 +170,8 @@ def script(experiment: Experiment, overrides: Mapping[str, str], kind: Kind, wan
     run = wanted.run or f"runs/{experiment.name}"
     asked = kind.devices(wanted.devices)
     _check_folder(kind, run)
+    if kind.bucket:
+        _check_files(experiment)
     knobs = [word for path, value in overrides.items() for word in (f"--{path}", value)]
     train = ["t2t", "train", experiment.name, "--run", run, *["--distributed"] * (asked.processes > 1), *knobs]
     for word in (*train, _data(), _image()):
@@ -178,11 +183,34 @@ def script(experiment: Experiment, overrides: Mapping[str, str], kind: Kind, wan
 
 
 def _check_folder(kind: Kind, run: str) -> None:
+    storage.check_address(run)
     if kind.bucket and "://" not in run and not Path(run).is_absolute():
         allowed = "gs://BUCKET/DIR, or an absolute path that all its machines mount"
         raise UserError(f"--run {run}: here it is {allowed}, because their own disks go when they go")
-    if kind is KINDS["docker"] and Path(run).is_absolute():
+    outside = Path(run).is_absolute() or os.path.normpath(run).split(os.sep)[0] == os.pardir
+    if kind is KINDS["docker"] and outside and "://" not in run:
         raise UserError(f"--run {run}: the container sees only the folder that you stand in; give a path below it")
+
+
+def _check_files(experiment: Experiment) -> None:
+    """Raises UserError for a file of this machine: those that the job runs on have none of them."""
+    named = {"init_from": experiment.init_from, **_files(experiment.task, "task")}
+    for path, value in named.items():
+        if value and "://" not in value and not os.path.isabs(os.path.expanduser(value)):
+            raise UserError(f"--{path} {value}: here it is an absolute path that all its machines mount")
+
+
+def _files(part: Any, path: str) -> dict[str, str]:
+    """The files and folders that a part of an experiment names, by knob; of what lies in a folder the folder alone."""
+    if not dataclasses.is_dataclass(part):
+        return {}
+    names = ["vocabulary", "folder", "data_dir", "automatic"]
+    if isinstance(part, Text | Trees) and not part.folder:
+        names += SPLITS
+    found = {f"{path}.{name}": getattr(part, name, "") for name in names}
+    for field in dataclasses.fields(part):
+        found |= _files(getattr(part, field.name), f"{path}.{field.name}")
+    return found
 
 
 def _values(train: Sequence[str], run: str) -> dict[str, object]:
@@ -212,9 +240,13 @@ def _image() -> str:
 
 
 def job_name(run: str) -> str:
-    """What a cluster may call the job of a run folder: its last part, in a-z, 0-9 and -, at most 40 characters."""
+    """What a cluster may call the job of a run folder, at most 40 characters of a-z, 0-9 and -.
+
+    The last part of its path or address, and digits that stand for all of it: two runs have no name in common.
+    """
     last = run.rstrip("/").rpartition("/")[2].lower()
-    return f"t2t-{re.sub('[^a-z0-9]+', '-', last)[:36].strip('-')}".strip("-")
+    name = re.sub("[^a-z0-9]+", "-", last)[:29].strip("-")
+    return "-".join(filter(None, ("t2t", name, hashlib.sha256(run.rstrip("/").encode()).hexdigest()[:6])))
 
 
 def cost_line(experiment: Experiment, devices: int | None, rate: float | None) -> str:
@@ -223,11 +255,14 @@ def cost_line(experiment: Experiment, devices: int | None, rate: float | None) -
     Raises:
         UserError: the mesh is not one of so many devices.
     """
-    mesh = experiment.mesh
+    mesh, inner = experiment.mesh, experiment.mesh.fsdp * experiment.mesh.model
     if devices and mesh.data == -1:
-        if devices % (mesh.fsdp * mesh.model):
+        if devices % inner:
             raise UserError(f"--mesh.fsdp {mesh.fsdp} x --mesh.model {mesh.model} does not divide {devices} devices")
-        experiment = override(experiment, {"mesh.data": devices // (mesh.fsdp * mesh.model)})
+        experiment = override(experiment, {"mesh.data": devices // inner})
+    elif devices and mesh.data * inner != devices:
+        asked = f"--mesh.data {mesh.data} x --mesh.fsdp {mesh.fsdp} x --mesh.model {mesh.model}"
+        raise UserError(f"{asked} is {mesh.data * inner} devices, and --devices asks for {devices}")
     found = cost.cost(experiment, rate)
     hours = "hours are not known without a measured --rate"
     if rate:

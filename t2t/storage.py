@@ -31,10 +31,9 @@ def folder(text: str) -> Path:
     Raises:
         UserError: an address of another kind, or what reads buckets is not installed.
     """
+    check_address(text)
     if "://" not in text:
         return Path(text)
-    if not text.startswith(BUCKET) or not text.removeprefix(BUCKET).strip("/"):
-        raise UserError(f"{text}: a run folder is a path or an address of Google's, {BUCKET}BUCKET/FOLDER")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text}: t2t reads and writes buckets with gcsfs: pip install 't2t[gcs]'")
     # Whether TensorFlow is installed too must not change how buckets are read.
@@ -44,6 +43,13 @@ def folder(text: str) -> Path:
 
     fsspec.config.conf["gs"] = {"use_listings_cache": False}  # other processes write too
     return cast(Path, epath.Path(text))
+
+
+def check_address(text: str) -> None:
+    """Raises UserError for an address of another kind than `folder` takes, or of a bucket as a whole."""
+    bucket, _, inside = text.removeprefix(BUCKET).partition("/")
+    if "://" in text and not (text.startswith(BUCKET) and bucket and inside.strip("/")):
+        raise UserError(f"{text}: a run folder is a path or an address of Google's, {BUCKET}BUCKET/FOLDER")
 
 
 def remote(path: Path) -> bool:
@@ -85,7 +91,7 @@ def write(path: Path, content: str | bytes) -> None:
         UserError: it cannot be written.
     """
     content = content.encode() if isinstance(content, str) else content
-    beside = path if remote(path) else path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    beside = _beside(path)
     try:
         if beside != path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +104,15 @@ def write(path: Path, content: str | bytes) -> None:
         if beside != path:
             with contextlib.suppress(OSError):
                 beside.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """Where to write what then takes the place of `path`: in a bucket, `path` itself."""
+    if remote(path):
+        return path
+    if path.name in ("", ".."):
+        raise UserError(f"cannot write {path}: it is a folder that is there; give another name")
+    return path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
 
 
 def append(path: Path, line: str) -> None:
@@ -203,7 +218,7 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    beside = path if remote(path) else path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    beside = _beside(path)
     try:
         if beside == path:
             remove(path)

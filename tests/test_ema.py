@@ -52,5 +52,7 @@ def test_a_run_folder_of_the_moving_mean(tmp_path, capsys):
     wanted = optax.apply_updates(params, updates)  # after one update, the weights after it
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
     assert steps == [1]
+    assert main(["average", str(tmp_path / "with"), "--ema", "--average", "3"]) == 2
+    assert "--average N is the mean of checkpoints" in capsys.readouterr().err
     assert main(["average", str(tmp_path / "without"), "--ema"]) == 2
     assert "it was trained without --optimizer.ema" in capsys.readouterr().err

@@ -161,6 +161,8 @@ def plain(vocabulary, tmp_path_factory):
         ({"pad_token_id": 99, "decoder_start_token_id": 99}, "is damaged: index 99 is out of bounds"),
         ({"encoder_attention_heads": 0, "decoder_attention_heads": 0}, "is damaged: integer division"),
         ({"dropout": "much"}, "is damaged: could not convert"),
+        ({"dropout": 1.0}, "is damaged: p_drop is a number"),
+        ({"encoder_layers": 1}, "is damaged: its encoder has weights of 2 layers, and encoder_layers is 1"),
     ],
 )
 def test_a_folder_that_is_no_such_model_is_refused(change, said, plain, tmp_path):
@@ -263,6 +265,8 @@ def test_translate_with_ctranslate2(run, tmp_path, t2t):
         (("--with", "fairseq", folder), "no engine (--with) 'fairseq'"),
         (("--with", "ctranslate2", tmp_path), "is no folder of CTranslate2's"),
         (("--with", "ctranslate2", folder, "--average", "2"), "--average does not go with --with"),
+        (("--with", "ctranslate2", folder, "--mesh.data", "2"), "--mesh.data does not go with --with"),
+        (("--with", "ctranslate2", folder, "--decoding.max_input", "4000"), "--decoding.max_input 4000: "),
     ):
         code, _, err = t2t("translate", run, *more, stdin=LINES)
         assert (code, complaint in err) == (2, True)
@@ -350,7 +354,7 @@ def test_ctranslate2_beam_search_finds_our_outputs(trained, outputs, vocabulary,
     pytest.importorskip("ctranslate2")
     model, params = trained
     ctranslate2.write(model, params, vocabulary, tmp_path / "folder")
-    engine = ctranslate2.Engine(tmp_path / "folder", vocabulary, DecodingConfig(beam=3, alpha=0.0, extra_length=8))
+    engine = ctranslate2.Engine(tmp_path / "folder", vocabulary, DecodingConfig(beam=3, alpha=0.0, extra_length=8), 64)
     sources, wanted = outputs
     found = dict(engine(sources))
     assert [found[i][0].tokens for i in range(len(sources))] == wanted

@@ -106,6 +106,35 @@ def test_what_ctranslate2_cannot_express_is_refused(change, said, vocabulary, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_for_ctranslate2_is_written_whole_or_not_at_all(vocabulary, tmp_path):
+    pytest.importorskip("ctranslate2")
+    config = toys.config(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8)
+    params = toys.drawn(config)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/x: Not a directory"):
+        ours.write(config, params, vocabulary, tmp_path / "file" / "x")
+    stale = tmp_path / "folder.unfinished"
+    stale.mkdir()
+    (stale / "source_vocabulary.json").write_text("[]")
+    ours.write(config, params, vocabulary, tmp_path / "folder")
+    assert not (tmp_path / "folder" / "source_vocabulary.json").exists()
+
+
+@pytest.mark.parametrize("change", [{}, {"positions": "learned", "max_length": 40}])
+def test_ctranslate2_says_no_more_than_there_are_positions_for(change, vocabulary, tmp_path):
+    """Of random weights, whose outputs go on to their limit."""
+    pytest.importorskip("ctranslate2")
+    config = toys.config(**{**dict(vocab_size=24, d_model=16, d_ff=20, num_heads=2, d_k=8, d_v=8), **change})
+    ours.write(config, toys.drawn(config), vocabulary, tmp_path / "folder")
+    how = DecodingConfig(beam=1, extra_length=3000, max_input=30)
+    engine = ours.Engine(tmp_path / "folder", vocabulary, how, config.longest)
+    ((_, (best, *_)),) = engine([[5, 6, EOS]])
+    assert len(best.tokens) <= (config.longest or ours.LONGEST)
+    if not change:
+        with pytest.raises(UserError, match=r"--decoding.max_input 4000: .* takes at most 2048 tokens"):
+            ours.Engine(tmp_path / "folder", vocabulary, dataclasses.replace(how, max_input=4000), None)
+
+
 def test_without_ctranslate2_one_line_says_what_to_install(vocabulary, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.setitem(sys.modules, "ctranslate2.specs", None)

@@ -16,7 +16,7 @@ from t2t.experiment import get, override
 yaml = pytest.importorskip("yaml", reason="the YAML of two kinds is read with PyYAML")
 
 NASTY = 'it\'s "$HOME" $$ $(touch x) `y` @{cost} \\ {z} # é 😀, :'
-BUCKET = "gs://bucket/" + NASTY
+BUCKET, FOLDER = f"gs://bucket/{NASTY}", f"/data/{NASTY}"
 EVERY = {
     "local": [],
     "slurm": ["--devices", "2x8"],
@@ -50,7 +50,7 @@ def job(t2t, monkeypatch):
 
     def script(kind, *words):
         words = words or EVERY[kind]
-        code, out, err = t2t("launch", name, "--on", kind, "--dry-run", *words, "--task.corpus.train", NASTY)
+        code, out, err = t2t("launch", name, "--on", kind, "--dry-run", *words, "--task.corpus.folder", FOLDER)
         assert code == 0, err
         return out
 
@@ -94,7 +94,7 @@ def cluster(tmp_path, monkeypatch):
 def train(kind, *flags):
     """The command line that a script of this kind is to end in, by words."""
     run = BUCKET if launch.KINDS[kind].bucket else f"runs/an experiment {NASTY}"
-    return ["t2t", "train", f"an experiment {NASTY}", "--run", run, *flags, "--task.corpus.train", NASTY]
+    return ["t2t", "train", f"an experiment {NASTY}", "--run", run, *flags, "--task.corpus.folder", FOLDER]
 
 
 def calls_of(name, calls):
@@ -130,7 +130,8 @@ SLURM = {
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeued"), [(75, "RUNNING", True), (75, "CANCELLED", False), (2, "RUNNING", False)]
+    ("code", "state", "requeued"),
+    [(75, "RUNNING", True), (134, "RUNNING", True), (75, "CANCELLED", False), (2, "RUNNING", False)],
 )
 def test_slurm_requeues_what_was_stopped(job, cluster, monkeypatch, code, state, requeued):
     monkeypatch.setenv("STATE", state)
@@ -235,7 +236,7 @@ def test_skypilot(job, cluster, monkeypatch):
     assert found["num_nodes"] == 2 and found["resources"] == {
         "accelerators": "H100:8",
         "use_spot": True,
-        "job_recovery": {"recover_on_exit_codes": [75]},
+        "job_recovery": {"recover_on_exit_codes": [75, 134]},
     }
     for name, value in {"IPS": "10.0.0.1\n10.0.0.2", "RANK": "1"}.items():
         monkeypatch.setenv(f"SKYPILOT_NODE_{name}", value)
@@ -259,7 +260,7 @@ def test_docker(job, cluster, devices, platform, flag):
     assert f"\nARG PLATFORM={platform}\n" in text and '"jax[$PLATFORM]"' in text
     (line,) = re.findall("^# +(docker run .*)$", text, re.MULTILINE)
     _, (call,), _ = cluster(line, docker="")
-    assert call[call.index("t2t") :][:3] == train("docker")[:3] and call[-1] == NASTY and flag in " ".join(call)
+    assert call[call.index("t2t") :][:3] == train("docker")[:3] and call[-1] == FOLDER and flag in " ".join(call)
 
 
 # ------------------------------------------------------------------------------ What every script says
@@ -333,10 +334,16 @@ def test_chips_and_hosts_make_the_topology():
 
 @pytest.mark.parametrize(
     ("run", "name"),
-    [("runs/ende_big", "t2t-ende-big"), ("gs://b/A b/", "t2t-a-b"), ("é", "t2t"), ("x" * 99, "t2t-" + "x" * 36)],
+    [("runs/ende_big", "t2t-ende-big-"), ("gs://b/A b/", "t2t-a-b-"), ("é", "t2t-"), ("x" * 99, f"t2t-{'x' * 29}-")],
 )
 def test_a_job_has_a_name_that_clusters_take(run, name):
-    assert launch.job_name(run) == name
+    assert re.fullmatch(f"{name}[0-9a-f]{{6}}", launch.job_name(run)) and len(launch.job_name(run)) <= 40
+
+
+def test_jobs_of_two_runs_have_two_names():
+    runs = ["gs://b/ende_big/seed1", "gs://b/ende_base/seed1", "gs://c/ende_big/seed1", "é", "è", "x" * 98, "x" * 99]
+    assert len({launch.job_name(run) for run in runs}) == len(runs)
+    assert launch.job_name(runs[0]) == launch.job_name(runs[0] + "/")
 
 
 MISTAKES = {
@@ -349,6 +356,11 @@ MISTAKES = {
     "--on gke --run gs://b/r --devices v5litpod-16": "no TPU type (--devices) 'v5litpod-16'; did you mean v5litepod-16",
     "--on tpu-vm --devices v6e-8": "--run runs/quickstart: here it is gs://BUCKET/DIR, or an absolute path that",
     "--on docker --run /r": "--run /r: the container sees only the folder that you stand in; give a path below it",
+    "--on docker --run runs/../../x": "--run runs/../../x: the container sees only the folder that you stand in",
+    "--on tpu-vm --devices v6e-8 --run s3://b/r": "s3://b/r: a run folder is a path or an address of Google's, gs://",
+    "--on tpu-vm --devices v6e-8 --run gs://b": "gs://b: a run folder is a path or an address of Google's, gs://BUCKET/",
+    "--on gke --devices v6e-8 --run gs://b/r --task.vocabulary my.model": "--task.vocabulary my.model: here it is an ",
+    "--on local --devices 8 --mesh.data 4": "--mesh.data 4 x --mesh.fsdp 1 x --mesh.model 1 is 4 devices, and --",
     "--on local --run a\tb": "'a\\tb' has a character that cannot be printed: a job script has no place for it",
     "--on slurm --devices 8 --mesh.fsdp 3": "--mesh.fsdp 3 x --mesh.model 1 does not divide 8 devices",
     "--on local --rate 0": "--rate is a number, above 0, not 0.0",
@@ -363,6 +375,36 @@ def test_a_mistake_is_one_line_and_exit_code_2(t2t, words, complaint):
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("t2t: ") and complaint in line
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("craft", "--task.treebank.folder data/craft"),
+        ("multi30k_ende", "--task.corpus."),
+        ("own_small", "--task.corpus.train data/x.tsv"),
+        ("wsj_semi", "--task.treebank."),
+        ("quickstart", ""),
+        ("ende_base", ""),
+    ],
+)
+def test_a_file_of_this_machine_is_no_file_of_the_job_s(t2t, monkeypatch, name, named):
+    monkeypatch.setattr(launch, "cost_line", lambda *_: "unknown")
+    words = ["--task.corpus.train", "data/x.tsv"] if name == "own_small" else []
+    code, out, err = t2t("launch", name, "--on", "tpu-vm", *EVERY["tpu-vm"], "--dry-run", *words)
+    if named:
+        assert (code, out) == (2, "") and err.startswith(f"t2t: {named}") and "absolute path" in err
+    else:
+        assert code == 0
+
+
+def test_a_network_that_fails_deletes_no_tpu(job, cluster, monkeypatch):
+    """uv ends with 2 then, which from t2t says that the user has something to mend."""
+    monkeypatch.setenv("STATES", "ACTIVE")
+    gcloud = GCLOUD.replace('if "uv venv" not in command:', 'if "uv venv" in command:\n        sys.exit(2)\n    else:')
+    code, calls, err = cluster(job("tpu-vm"), gcloud=gcloud, tar="")
+    assert code == 1 and "is left as it is" in err
+    assert not any("delete" in call for call in calls) and not calls_of("t2t", calls)
 
 
 # ------------------------------------------------------------------------------ Submitting
@@ -455,7 +497,7 @@ def test_skypilot_loads_the_task(job, tmp_path):
     task = sky.Task.from_yaml(str(tmp_path / "task.yaml"))
     (resources,) = task.resources
     assert (task.num_nodes, resources.accelerators, resources.use_spot) == (2, {"H100": 8}, True)
-    assert resources.job_recovery["recover_on_exit_codes"] == [75]
+    assert resources.job_recovery["recover_on_exit_codes"] == [75, 134]
 
 
 def test_xpk_makes_a_jobset_of_it(job, cluster, tmp_path, monkeypatch):

@@ -367,6 +367,9 @@ def test_mistakes(t2t, run, tmp_path, monkeypatch):
     for words, complaint in {
         f"{run.folder} {other}": "2 runs: say where their page goes with --out FILE.html",
         f"{run.folder} {run.folder} --out a.html": f"{run.folder} is given twice",
+        f"{run.folder} {other} --out a.html --average 2": "--average is for the attention of one run, which a page of "
+        "several does not show",
+        f"{run.folder} --out .": "cannot write .: it is a folder that is there; give another name",
         f"{run.folder} --json": "--json is for a table of the paper; the page of a run is one file of HTML",
         f"{run.folder} --average 3": f"{run.checkpoints} has 1 checkpoint(s), too few to average 3",
         f"{run.folder} --average x": "--average is a whole number, at least 1, not 'x'",

@@ -224,6 +224,12 @@ def test_without_the_constraint_outputs_are_repaired_and_counted(t2t, trained):
     assert "4 outputs were no trees over their sentences' words, and were repaired" in err
 
 
+def test_an_id_that_stands_for_no_token_is_unknown(trained):
+    """The table of targets may have more rows than there are tokens, and an unconstrained search may say any."""
+    vocabulary = run.load(trained)[2].target
+    assert vocabulary.pieces([len(vocabulary.tokens), 5]) == ["<unk>", vocabulary.tokens[5]]
+
+
 def test_a_long_line_is_parsed_in_pieces_joined_under_top(t2t, trained):
     """Of whole words, as many as the model takes."""
     long = "the cat sees a map . the sun eats a cat of the sea . sun sees"

@@ -250,6 +250,18 @@ def test_a_changed_run_is_listed_apart(rows, t2t, make, change, decoding, named)
     assert "- " + words in t2t("report", "table3", "--markdown")[1]
 
 
+def test_an_evaluation_of_other_text_is_listed_apart(rows, make):
+    base = get("table3_base")
+    other = {"task.corpus.dev": "my.tsv", "task.corpus.data_dir": "/elsewhere"}
+    make("run", base, paper=25.0, task=experiment.to_json(override(base, {"task.corpus.data_dir": "/x"}).task))
+    make("run", base, paper=99.0, task=experiment.to_json(override(base, other).task))
+    found = rows()[0].table3_base
+    assert found["ours"]["scores"]["paper"]["score"] == 25.0
+    make("other", base, paper=99.0, task=experiment.to_json(override(base, other).task))
+    (changed,) = rows()[0].table3_base["changed"]
+    assert changed["changed"] == {"task.corpus.dev": {"registered": "validation", "run": "my.tsv"}}
+
+
 def test_an_evaluation_in_another_precision_is_listed_apart(rows, make):
     make("same", get("table3_base"), dtype="bfloat16")
     make("other", get("table3_base"), dtype="float32")

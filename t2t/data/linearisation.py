@@ -214,8 +214,8 @@ class TreeVocabulary:
         return self._tag_set_of.get(word, 1 if is_text(word) else 0)
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The tokens as text, special ones included."""
-        return [self.tokens[i] for i in ids]
+        """The tokens as text, special ones included; an id above those in use is one that is not known."""
+        return [self.tokens[i if i < len(self.tokens) else UNK] for i in ids]
 
     def decode(self, ids: list[int]) -> str:
         """The tokens of ids between spaces, up to the first EOS; an id that is none of a tree's is left out."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from t2t import storage
 from t2t.batch import EOS, PAD, UNK
 from t2t.data.vocabulary import Vocabularies
 from t2t.decode import DecodingConfig, Hypothesis
@@ -31,7 +32,8 @@ def write(
     """Writes the weights `params` of `model`, and the pieces of its vocabulary, into the new folder `folder`.
 
     Raises:
-        UserError: ctranslate2 is not installed, cannot express the model, or `folder` is there already.
+        UserError: ctranslate2 is not installed or cannot express the model; `folder` is there already, or cannot be
+            written.
     """
     specs = _module("specs")
     config = expressible.check(model, vocabulary, "CTranslate2", {"positions": ("learned",), "norm": ("pre",)})
@@ -54,10 +56,12 @@ def write(
     spec.config.layer_norm_epsilon = config.norm_epsilon
     spec.validate()
     spec.optimize(quantization=quantization)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    spec.save(str(unfinished))
-    unfinished.rename(folder)
+    with storage.replaced(folder) as place:
+        place.mkdir(parents=True)
+        try:
+            spec.save(str(place))
+        except RuntimeError as error:  # what it raises for a disk that is full
+            raise UserError(f"CTranslate2 cannot write {folder}: {error}") from None
 
 
 def _module(name: str) -> ModuleType:
@@ -148,12 +152,16 @@ class Engine:
     It has other rules for when a search ends, and divides by another power of the length while it searches.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabularies, decoding: DecodingConfig) -> None:
-        """Loads what `write` wrote.
+    def __init__(self, folder: Path, vocabulary: Vocabularies, decoding: DecodingConfig, longest: int | None) -> None:
+        """Loads what `write` wrote of a model that takes `longest` tokens; None: as many as the table there has rows.
 
         Raises:
-            UserError: ctranslate2 is not installed, or `folder` is none of a model of this vocabulary.
+            UserError: ctranslate2 is not installed, `folder` is none of a model of this vocabulary, or inputs may have
+                more tokens than it takes.
         """
+        if longest is None and decoding.max_input > LONGEST:
+            raise UserError(f"--decoding.max_input {decoding.max_input}: {folder} takes at most {LONGEST} tokens")
+        self._longest = longest or LONGEST
         engine = _module("")
         self._sources, self._targets = _pieces(vocabulary)
         for side, pieces in (("source", self._sources), ("target", self._targets)):
@@ -173,7 +181,8 @@ class Engine:
         lengths = np.array([len(source) for source in sources])
         for length in np.unique(lengths):
             chosen = np.flatnonzero(lengths == length)
-            found = self._search([sources[i] for i in chosen], int(length) + self._decoding.extra_length)
+            most = min(int(length) + self._decoding.extra_length, self._longest)
+            found = self._search([sources[i] for i in chosen], most)
             for i, result in zip(chosen, found, strict=True):
                 yield int(i), self._hypotheses(result)
 

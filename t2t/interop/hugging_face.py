@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from t2t import storage
+from t2t import knobs, storage
 from t2t.batch import EOS, PAD, UNK
 from t2t.data.listed import ListedVocabulary
 from t2t.data.vocabulary import Vocabularies, Vocabulary
@@ -212,15 +212,26 @@ def read(folder: Path) -> Found:
         raise UserError(f"{folder} is damaged: it has no {error.args[0]}") from None
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{folder} is damaged: {error}") from None
+    for part in (model, decoding):
+        _check(folder, part)
     languages = [str(tokenizer.get(f"{side}_lang") or "") for side in ("source", "target")]
     source, target = (LANGUAGES.get(each, each) for each in languages)
     return Found(model, params, found.vocabulary(), (source, target), decoding)
 
 
+def _check(folder: Path, part: TransformerConfig | DecodingConfig) -> None:
+    """Raises UserError when a folder asks for a value that a knob cannot have: every verb would refuse the run."""
+    try:
+        for name, declared in knobs.hints(type(part)).items():
+            knobs.check(getattr(part, name), declared, name)
+    except UserError as error:
+        raise UserError(f"{folder} is damaged: {str(error).removeprefix('--')}") from None
+
+
 def _decoding(folder: Path, about: dict[str, Any]) -> DecodingConfig:
     """How the folder says that its model decodes; what it divides by is the length, ours is near to it."""
-    knobs = {**about, **_json(folder / "generation_config.json", {})}
-    beam, penalty = knobs.get("num_beams") or 1, knobs.get("length_penalty")
+    said = {**about, **_json(folder / "generation_config.json", {})}
+    beam, penalty = said.get("num_beams") or 1, said.get("length_penalty")
     most = min(LONGEST, about.get("max_position_embeddings", LONGEST))
     return DecodingConfig(int(beam), max(0.0, 1.0 if penalty is None else float(penalty)), max_input=most)
 
@@ -272,6 +283,7 @@ class _Marian:
         source_table, target_table = self._named("encoder"), self._named("decoder")
         one = self._shared and np.array_equal(source_table, target_table)
         model = self._model(0 if one else len(target.theirs), bool(bias.any()))
+        self._check_layers(model)
         params: dict[str, Any] = {"embedding": {"table": self._table(model, source_table, self._orders[0])}}
         if not one:
             params["target_embedding"] = {"table": self._table(model, target_table, target)}
@@ -320,6 +332,15 @@ class _Marian:
             dtype="float32",
         )
         return dataclasses.replace(model, bias=marian.has_biases(model, self._tensors))
+
+    def _check_layers(self, model: TransformerConfig) -> None:
+        """Raises UserError when there are weights of more layers than the folder says: it would be another model."""
+        for stack in ("encoder", "decoder"):
+            prefix, depth = f"model.{stack}.layers.", marian.depth(model, stack)
+            there = [int(name[len(prefix) :].split(".")[0]) for name in self._tensors if name.startswith(prefix)]
+            if max(there, default=-1) >= depth:
+                more = f"weights of {max(there) + 1} layers, and {stack}_layers is {depth}"
+                raise UserError(f"{self._folder} is damaged: its {stack} has {more}")
 
     def _both(self, name: str) -> int:
         """What is one knob here."""

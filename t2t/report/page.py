@@ -48,6 +48,8 @@ def write(folders: Sequence[Path], out: Path | None, average: int | None, say: S
     """
     if len(folders) > 1 and out is None:
         raise UserError(f"{len(folders)} runs: say where their page goes with --out FILE.html")
+    if len(folders) > 1 and average is not None:
+        raise UserError("--average is for the attention of one run, which a page of several does not show")
     named = [str(folder) for folder in folders]
     if len({*named}) < len(named):
         raise UserError(f"{max(named, key=named.count)} is given twice")
@@ -105,7 +107,7 @@ def _page(read: _Read, average: int | None, say: Say) -> dict[str, Any]:
             "data": _data(read.run),
         },
         "curves": [{"name": read.name, **_curves(read)}],
-        "evaluations": [_evaluation(each) for each in reversed(read.evaluations)],
+        "evaluations": [_evaluation(each, read.experiment) for each in reversed(read.evaluations)],
         "samples": shown,
         "attention": _attention(read, rated, average, say),
     }
@@ -206,8 +208,10 @@ def _evenly(rows: list[Any], most: int) -> list[Any]:
     return rows[::-1][::every][::-1]
 
 
-def _evaluation(each: Evaluation) -> dict[str, Any]:
+def _evaluation(each: Evaluation, experiment: Experiment) -> dict[str, Any]:
     summary = each.summary
+    task = experiments.from_json(summary["task"]) if "task" in summary else experiment.task
+    other = [f"task.{path} {here}" for path, (_, here) in experiments.differences(experiment.task, task).items()]
     scores = [
         (name, f"{s['score']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}", s["signature"])
         for name, s in summary["scores"].items()
@@ -215,7 +219,7 @@ def _evaluation(each: Evaluation) -> dict[str, Any]:
     return {
         "split": summary["split"],
         "folder": each.folder.name,
-        "how": "; ".join([checkpoint.described(summary["checkpoints"]), *_decoding(summary["decoding"])]),
+        "how": "; ".join([checkpoint.described(summary["checkpoints"]), *_decoding(summary["decoding"]), *other]),
         "perplexity": f"{summary['perplexity']:.2f}",
         "scores": scores,
     }
@@ -325,5 +329,5 @@ def _row(read: _Read) -> dict[str, Any]:
         "parameters": parameters(read.experiment),
         "tokens_per_second": _speed(read),
         "device": runs.parts(read.run)[-1]["device"] if runs.parts(read.run) else "",
-        "evaluations": [_evaluation(each) for each in newest.values()],
+        "evaluations": [_evaluation(each, read.experiment) for each in newest.values()],
     }

@@ -8,8 +8,9 @@ OTHERS = Option("others", {"nargs": "*", "metavar": "RUN", "help": "more runs of
 RATE = Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"})
 RUN_FOLDER = Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})
 JSON = Option("--json", {"action": "store_true", "help": "JSON on standard output"})
-LAST = {"default": "1", "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
-AVERAGE = Option("--average", LAST)
+AVERAGE = Option(
+    "--average", {"default": "1", "metavar": "N", "help": "use the mean of the last N checkpoints; default 1"}
+)
 BEAM = Option("--beam", {"metavar": "K", "help": "hypotheses kept a sentence; 1 is greedy decoding"})
 ALPHA = Option("--alpha", {"metavar": "A", "help": "exponent of the length penalty"})
 DRAWS = (

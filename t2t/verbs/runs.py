@@ -47,9 +47,8 @@ def translate(args: Args) -> int:
     given = _draws(args)
     if given and not args.sample:
         raise UserError(f"--{next(iter(given))} goes with --sample")
-    if args.engine and (args.sample or args.average != "1" or args.others):
-        what = "--sample" if args.sample else "--average" if args.average != "1" else "a second run"
-        raise UserError(f"{what} does not go with --with, which searches with other weights")
+    if args.engine:
+        _check_engine(args)
     if args.sample and (args.beam or args.alpha):
         raise UserError("--beam and --alpha search for the best output; with --sample it is drawn")
     stdin = _stdin()
@@ -64,8 +63,21 @@ def translate(args: Args) -> int:
 
     _, tree, vocabulary = opening.opened(args)
     work = translate.TranslateLines(tree, vocabulary, wanted, say)
-    engine = ctranslate2.Engine(_folder_of(args.engine), vocabulary, tree.decoding)
+    engine = ctranslate2.Engine(_folder_of(args.engine), vocabulary, tree.decoding, tree.model.longest)
     return lines.stream(tree, None, work, None, stdin, sys.stdout, say, engine)
+
+
+def _check_engine(args: Args) -> None:
+    """Raises UserError for what --with, which searches with other weights and by itself, leaves no meaning to."""
+    ours = ("mesh.", "model.", "decoding.early_stopping")
+    given = [
+        *["--sample"] * args.sample,
+        *["--average"] * (args.average != "1"),
+        *["a second run"] * bool(args.others),
+        *(f"--{path}" for path in args.overrides if path.startswith(ours)),
+    ]
+    if given:
+        raise UserError(f"{given[0]} does not go with --with, which searches with other weights and by itself")
 
 
 def _folder_of(words: Sequence[str]) -> Path:

@@ -7,7 +7,7 @@ from t2t import storage
 from t2t.arguments import Option, Verb
 from t2t.errors import UserError
 from t2t.verbs import opening
-from t2t.verbs.options import AVERAGE, LAST, RUN
+from t2t.verbs.options import AVERAGE, RUN
 
 
 def average(args: Args) -> None:
@@ -15,11 +15,13 @@ def average(args: Args) -> None:
     from t2t import checkpoint
     from t2t import run as runs
 
+    if args.ema and args.average:
+        raise UserError("--average N is the mean of checkpoints, --ema that which training kept: give one of them")
     if args.ema:
         run, tree, _ = opening.opened(args)
         params, steps = checkpoint.load_moving_mean(run.checkpoints, tree)
     else:
-        run, _, _, params, steps = opening.loaded(args)
+        run, _, _, params, steps = opening.loaded(Args(**{**vars(args), "average": args.average or "5"}))
     folder = storage.folder(args.to or f"{run.folder}-{'ema' if args.ema else f'average{len(steps)}'}")
     with runs.derive(run, folder, steps) as new:
         checkpoint.save_params(new.checkpoints, steps[-1], params)
@@ -78,7 +80,7 @@ VERBS = (
         average,
         (
             RUN,
-            Option("--average", {**LAST, "default": "5", "help": "how many; default 5"}),
+            Option("--average", {"metavar": "N", "help": "how many; default 5"}),
             Option("--ema", {"action": "store_true", "help": "the moving mean that training kept (--optimizer.ema)"}),
             Option("--to", {"metavar": "DIR", "help": "the new run folder; default: RUN-averageN"}),
         ),
