@@ -2,8 +2,9 @@
 
 Results go to standard output, everything else to standard error.
 
-Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by a signal after saving, or because
-another process of the run was lost: the same command goes on; 1 our fault.
+Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by a signal after saving, because
+another process of the run was lost, or because a bucket cannot be reached for now: the same command goes on; 1 our
+fault.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from argparse import Namespace as Args
 from collections.abc import Sequence
 
 from t2t.arguments import Option, Verb, build_parser, parse
-from t2t.errors import UserError
+from t2t.errors import Passing, UserError
 from t2t.verbs import experiments, files, reports, runs, weights
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"t2t: {error}", file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, Passing) else 2
     except BrokenPipeError:  # whoever read our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

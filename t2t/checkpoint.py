@@ -84,10 +84,8 @@ def _writing(folder: Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError:
         raise  # a device or another process, not the disk
     except (*BROKEN, *storage.errors()) as error:
-        raise UserError(
-            f"cannot write a checkpoint to {folder}: {storage.reason(error)}; those before it are kept, and training "
-            "goes on from the last"
-        ) from None
+        what = "cannot write a checkpoint; those before it are kept, and training goes on from the last"
+        raise storage.failed(f"{folder}: {what}", error) from None
 
 
 def set_aside(folder: Path, step: int, where: Path) -> list[int]:
@@ -163,7 +161,7 @@ def restore(
     except UserError as error:
         before = [each for each in all_steps(storage.folder(str(checkpoints.directory))) if each < step]
         hint = f"; --from-step {before[-1]} goes on from the one before" if before else ""
-        raise UserError(f"{error}{hint}") from None
+        raise type(error)(f"{error}{hint}") from None
     return found["params"], found["optimizer"], found["position"]
 
 
@@ -171,9 +169,7 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composi
     try:
         return checkpoints.restore(step, args=items)
     except (*BROKEN, *storage.errors()) as error:
-        raise UserError(
-            f"cannot read the checkpoint {checkpoints.directory / str(step)}: {storage.reason(error)}"
-        ) from None
+        raise storage.failed(f"cannot read the checkpoint {checkpoints.directory / str(step)}", error) from None
 
 
 def abstract_params(experiment: Experiment) -> Any:

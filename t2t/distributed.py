@@ -16,11 +16,12 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from t2t.errors import UserError
+from t2t.errors import Passing, UserError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost; JAX's default is 100
 LOST = 75  # exit code, as after a signal: the same command goes on
 LONGEST = 2000  # bytes of a message that processes exchange
+PASSING, LASTING = "~", "!"  # how an error begins that they exchange
 
 
 def join() -> None:
@@ -69,15 +70,16 @@ def first() -> bool:
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """What is done inside succeeds in all processes, or raises UserError in all: otherwise the others would wait."""
-    message = ""
+    message, kind = "", ""
     try:
         yield
     except UserError as error:
         if not many():
             raise
-        message = str(error) or "failed"
-    if many() and (found := [said for said in exchange(message) if said]):
-        raise UserError(message or f"another process: {found[0]}")
+        message, kind = str(error) or "failed", PASSING if isinstance(error, Passing) else LASTING
+    if many() and (found := [said for said in exchange(kind + message) if said]):
+        raised = Passing if all(said.startswith(PASSING) for said in found) else UserError
+        raise raised(message or f"another process: {found[0][1:]}")
 
 
 def exchange(message: str) -> list[str]:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Says what was given, what is allowed and, where there is one, the nearest match."""
 
 
+class Passing(UserError):
+    """One that may be gone when the same command is given again: the command line exits with code 75."""
+
+
 def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is none of `allowed`: names the near misses, or else all that is allowed."""
     allowed = sorted(allowed)

@@ -154,7 +154,7 @@ def _refuse_another(run: Run, experiment: Experiment, prepared: Prepared) -> Non
         if run.checkpoints in there and not storage.content(run.checkpoints):  # of a run that did not get to begin
             there.remove(run.checkpoints)
     except storage.errors() as error:
-        raise UserError(f"cannot write {run.folder}: {storage.reason(error)}") from None
+        raise storage.failed(f"cannot write {run.folder}", error) from None
     if run.record in there:
         _refuse_record(run, experiment, prepared)
     elif there:
@@ -192,7 +192,7 @@ def _read_record(run: Run) -> dict[str, Any]:
         there = "" if run.folder.is_dir() else ", and no such folder"
         raise UserError(f"{run.folder} is not a run folder: no experiment.json in it{there}") from None
     except storage.errors() as error:
-        raise UserError(f"{run.folder} is not a run folder: {run.record}: {storage.reason(error)}") from None
+        raise storage.failed(f"{run.folder} is not a run folder: {run.record}", error) from None
     except ValueError as error:
         raise UserError(f"{run.record} is damaged: {error}") from None
     if not isinstance(record, dict) or not {"experiment", "vocabulary", "data", "parts"} <= record.keys():

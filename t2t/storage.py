@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from t2t.errors import UserError
+from t2t.errors import Passing, UserError
 
 UNFINISHED = ".unfinished"  # ends the name of what is still being written
 BUCKET = "gs://"
+UNAVAILABLE = ("UNAVAILABLE:", "DEADLINE_EXCEEDED:", "ABORTED:")
 RENEWED = 10  # seconds after which a process says again that it holds a folder in a bucket
 ENDED = 25  # seconds of silence after which it is taken to have ended
 
@@ -81,6 +82,21 @@ def reason(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def failed(what: str, error: BaseException) -> UserError:
+    """The error for what could not be done: `Passing` where a bucket's client would try again itself, and did."""
+    return (Passing if _passing(error) else UserError)(f"{what}: {reason(error)}")
+
+
+def _passing(error: BaseException) -> bool:
+    if "gcsfs" not in sys.modules:
+        return False
+    from gcsfs.retry import is_retriable
+
+    # Orbax writes by TensorStore, whose errors are known by what they say.
+    passing = isinstance(error, TimeoutError | ConnectionError) or str(error).startswith(UNAVAILABLE)
+    return passing or is_retriable(error)
+
+
 # ------------------------------------------------------------------------------ Files
 
 
@@ -99,7 +115,7 @@ def write(path: Path, content: str | bytes) -> None:
         if beside != path:
             beside.replace(path)
     except errors() as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from None
+        raise failed(f"cannot write {path}", error) from None
     finally:
         if beside != path:
             with contextlib.suppress(OSError):
@@ -128,7 +144,7 @@ def append(path: Path, line: str) -> None:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
     except errors() as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from None
+        raise failed(f"cannot write {path}", error) from None
 
 
 def read(path: Path) -> str:
@@ -144,7 +160,7 @@ def read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: not UTF-8 (byte {error.start + 1})") from None
     except errors() as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from None
+        raise failed(f"cannot read {path}", error) from None
 
 
 def modified(path: Path) -> float:
@@ -192,7 +208,7 @@ def set_aside(path: Path, where: Path) -> None:
         names = (path.name, *(f"{path.name}.{number}" for number in range(1, len(there) + 1)))
         move(path, where / next(name for name in names if name not in there))
     except errors() as error:
-        raise UserError(f"cannot move {path} to {where}: {reason(error)}") from None
+        raise failed(f"cannot move {path} to {where}", error) from None
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -230,7 +246,7 @@ def replaced(path: Path) -> Iterator[Path]:
         with contextlib.suppress(*errors()):
             remove(beside)
         if isinstance(error, errors()):
-            raise UserError(f"cannot write {path}: {reason(error)}") from None
+            raise failed(f"cannot write {path}", error) from None
         raise
 
 
@@ -334,4 +350,4 @@ def _owner(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except errors() as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from None
+        raise failed(f"cannot read {path}", error) from None

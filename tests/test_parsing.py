@@ -226,7 +226,7 @@ def test_without_the_constraint_outputs_are_repaired_and_counted(t2t, trained):
 
 def test_an_id_that_stands_for_no_token_is_unknown(trained):
     """The table of targets may have more rows than there are tokens, and an unconstrained search may say any."""
-    vocabulary = run.load(trained)[2].target
+    vocabulary = run.load(trained.folder)[2].target
     assert vocabulary.pieces([len(vocabulary.tokens), 5]) == ["<unk>", vocabulary.tokens[5]]
 
 

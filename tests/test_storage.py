@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 import toys
+from aiohttp import ClientError
+from gcsfs.retry import HttpError
 
 from t2t import checkpoint, experiment, run, storage, train
 from t2t.errors import UserError
@@ -114,6 +116,26 @@ def test_an_earlier_checkpoint_is_gone_on_from(runs, t2t, registered):
     assert "24" in [path.name for path in storage.content(runs[1] / "set_aside")]
     assert checkpoint.all_steps(runs[1] / "checkpoints") == [12, 24]
     jax.tree.map(np.testing.assert_array_equal, weights(there)[0], weights(runs[0])[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (lambda: HttpError({"code": 503, "message": "try later"}), True),
+        (lambda: ClientError("connection closed"), True),
+        (TimeoutError, True),
+        (lambda: ValueError("UNAVAILABLE: Error writing gs://bucket/x"), True),
+        (lambda: HttpError({"code": 400, "message": "what"}), False),
+        (lambda: OSError("Forbidden: bucket/x"), False),
+        (lambda: FileNotFoundError("bucket/x"), False),
+        (lambda: ValueError("NOT_FOUND: gs://bucket/x"), False),
+    ],
+)
+def test_a_bucket_that_cannot_be_reached_for_now_is_another_exit_code(error, passing, bucket, t2t, monkeypatch):
+    """A job that repeats 75 goes on then; after 2 it would be given up."""
+    monkeypatch.setattr(run, "load", lambda _: (_ for _ in ()).throw(storage.failed("cannot read", error())))
+    code, _, said = t2t("evaluate", f"{bucket}/somewhere")
+    assert code == (75 if passing else 2) and said.startswith("t2t: cannot read: ") and said.count("\n") == 1
 
 
 def test_killed_and_stopped_it_goes_on(bucket, tmp_path):
