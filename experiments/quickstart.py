@@ -28,7 +28,7 @@ QUICKSTART = register(
             dtype="float32",
         ),
         optimizer=OptimizerConfig(warmup_steps=400, scale=0.6),
-        batching=BatchingConfig(tokens=768, max_length=32, shapes=2),
+        batching=BatchingConfig(tokens=768, max_length=32, shapes=1),
         train_steps=3300,
         log_every=50,
         evaluate_every=1100,
