@@ -207,12 +207,12 @@ def _counts(step: int, all_of_them: list[int], experiment: Experiment) -> bool:
     return step % every == 0 or step == all_of_them[-1]
 
 
-def remove_passed(checkpoints: ocp.CheckpointManager, experiment: Experiment) -> None:
-    """Removes those that do not count any more, which would else take the places of some that do."""
-    found = sorted(checkpoints.all_steps())
+def remove_passed(folder: Path, experiment: Experiment) -> None:
+    """Removes the checkpoints that do not count any more, which would else take the places of some that do."""
+    found = all_steps(folder)
     for step in found:
         if not _counts(step, found, experiment):
-            checkpoints.delete(step)
+            storage.remove(folder / str(step))
 
 
 def all_steps(folder: Path) -> list[int]:

@@ -31,7 +31,8 @@ def join() -> None:
     JAX_PROCESS_ID. Must come before anything else asks JAX for devices.
 
     Raises:
-        UserError: there is no such cluster, a variable is no number, or the others do not come.
+        UserError: there is no such cluster, or a variable is no number. Where the others do not come JAX ends the
+            process, after five minutes.
     """
     number, of = _number("JAX_PROCESS_ID"), _number("JAX_NUM_PROCESSES")
     patience: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT}

@@ -167,7 +167,6 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         stack.enter_context(on(mesh))
         # Two more than are averaged: that which a signal or the end of a part left last, and the one that is next.
         checkpoints = stack.enter_context(checkpoint.writer(where.checkpoints, experiment.average + 2))
-        checkpoint.remove_passed(checkpoints, experiment)
         state, position = _begin(experiment, mesh, checkpoints)
         before = int(state.step)
         if before >= experiment.train_steps:
@@ -219,7 +218,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
 def _opened(
     experiment: Experiment, folder: Path, prepared: Prepared, config: TrainingConfig, say: Say
 ) -> Iterator[Run]:
-    """The run folder, held by the first process, and what the user wants set aside of it."""
+    """The run folder, held by the first process, without what the user wants set aside, and what counts no more."""
     if not distributed.first():
         yield Run(folder)
         return
@@ -233,6 +232,7 @@ def _opened(
                 f"going on from step {config.from_step:,}; later checkpoints ({steps}){more} now lie in "
                 f"{where.set_aside}; without --from-step the same command goes on from the last"
             )
+        checkpoint.remove_passed(where.checkpoints, experiment)
         yield where
 
 
