@@ -224,8 +224,7 @@ def from_json(value: Any) -> Any:
         cls = getattr(importlib.import_module(module), name)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise TypeError("it is no part of an experiment")
-        for key in fields.keys() & knobs.hints(cls).keys():
-            knobs.check(fields[key], knobs.hints(cls)[key], f"{name}.{key}")
+        knobs.check_all(cls, fields, f"{name}.")
         return cls(**fields)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"this version of t2t cannot read {written} of an older or newer one: {error}") from None

@@ -13,6 +13,7 @@ import math
 import tokenize
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from t2t.errors import UserError, unknown
@@ -142,6 +143,12 @@ def check(value: Any, declared: Any, path: str) -> Any:
     if (limits and value not in limits) or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"--{path} is {describe(declared)}, not {value!r}")
     return value
+
+
+def check_all(owner: type, values: Mapping[str, Any], path: str = "") -> None:
+    """`check` of those values, by name, that are of fields of the dataclass `owner`; `path` comes before the names."""
+    for name in values.keys() & hints(owner).keys():
+        check(values[name], hints(owner)[name], f"{path}{name}")
 
 
 def _is_a(value: Any, base: Any) -> bool:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from t2t import distributed, storage
 from t2t import experiment as experiments
 from t2t.data.prepare import Prepared
+from t2t.data.task import Task
 from t2t.data.vocabulary import Vocabularies
 from t2t.errors import UserError
 from t2t.experiment import Experiment
@@ -469,6 +470,13 @@ class Evaluation:
     def lines(self, kind: str) -> list[str]:
         """The "sources", "hypotheses" or "references"; raises UserError when the file is missing or broken."""
         return storage.read(self.folder / f"{kind}.txt").split("\n")[:-1]
+
+    def other_task(self, task: Task) -> dict[str, tuple[Any, Any]]:
+        """The knobs in which `task` and the one that was evaluated differ; none where scores.json is too old to say."""
+        if "task" not in self.summary:
+            return {}
+        found = experiments.differences(task, experiments.from_json(self.summary["task"]))
+        return {f"task.{path}": pair for path, pair in found.items()}
 
 
 def evaluations(run: Run, split: str) -> list[Evaluation]:

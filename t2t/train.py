@@ -196,10 +196,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
                         _refuse_broken(state, step)
                         position = {"data": read.get_state(), "sums": log.total(), "seed": experiment.seed}
                         if evaluate_now:
-                            found = perplexity(experiment.model.build(), state.params, dev)
-                            if not np.isfinite(found["loss"]):
-                                raise NotFinite(step, "the loss on dev")
-                            row = log.write(step, "dev", found)
+                            row = log.write(step, "dev", _on_dev(experiment, state, dev, step))
                             say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
                         if save_now:
                             checkpoint.save(checkpoints, step, state.params, state.optimizer, position)
@@ -334,6 +331,14 @@ class Log:
         begin = time.monotonic()
         yield
         self._since += time.monotonic() - begin
+
+
+def _on_dev(experiment: Experiment, state: TrainState, dev: list[Batch], step: int) -> dict[str, float]:
+    """`perplexity` of dev; raises NotFinite when its loss is not."""
+    found = perplexity(experiment.model.build(), state.params, dev)
+    if not np.isfinite(found["loss"]):
+        raise NotFinite(step, "the loss on dev")
+    return found
 
 
 def _refuse_broken(state: TrainState, step: int) -> None:

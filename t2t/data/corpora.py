@@ -104,6 +104,11 @@ def digest(path: Path, *reading: int) -> str:
     return f"{total}{compressed}" + (f" columns {reading}" if reading else "")
 
 
+def on_broken(split: str) -> str:
+    """The `errors` of bytes.decode for the text of a split: see `Corpus.pairs`."""
+    return "surrogateescape" if split == "train" else "strict"
+
+
 def parallel(source: Path, target: Path, errors: str = "strict") -> Iterator[Pair]:
     """The pairs of two files, line by line.
 
@@ -198,7 +203,7 @@ class Text:
 
     def pairs(self, split: str) -> Iterator[Pair]:
         """The pairs of the split, file after file."""
-        errors = "surrogateescape" if split == "train" else "strict"
+        errors = on_broken(split)
         for source, target in self.pieces(split):
             if target:
                 yield from parallel(source, target, errors)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t2t import storage
-from t2t.data.corpora import SPLITS, digest
+from t2t.data.corpora import SPLITS, digest, on_broken
 from t2t.data.task import Pair
 from t2t.errors import UserError, unknown
 
@@ -105,11 +105,9 @@ def _newest(root: Path, dataset: str) -> Path | None:
     return max(there, key=lambda p: [*map(int, p.name.split("."))], default=None)
 
 
-@contextlib.contextmanager
-def _alone(root: Path, dataset: str) -> Iterator[None]:
+def _alone(root: Path, dataset: str) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes, such as those of the same run, from making the same: they wait, and then find it done."""
-    with storage.alone(root / f"{dataset.partition(':')[0]}.lock"):
-        yield
+    return storage.alone(root / f"{dataset.partition(':')[0]}.lock")
 
 
 def _prepare(tfds: Any, dataset: str, root: Path) -> Path:
@@ -148,7 +146,7 @@ def _text(value: bytes | str, split: str) -> str:
     if isinstance(value, str):
         return value
     try:
-        return value.decode("utf-8", "surrogateescape" if split == "train" else "strict")
+        return value.decode("utf-8", on_broken(split))
     except UnicodeDecodeError as error:
         raise UserError(f"the {split} split has a text that is not UTF-8: {error.object[:60]!r}") from None
 

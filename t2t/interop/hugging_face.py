@@ -222,8 +222,7 @@ def read(folder: Path) -> Found:
 def _check(folder: Path, part: TransformerConfig | DecodingConfig) -> None:
     """Raises UserError when a folder asks for a value that a knob cannot have: every verb would refuse the run."""
     try:
-        for name, declared in knobs.hints(type(part)).items():
-            knobs.check(getattr(part, name), declared, name)
+        knobs.check_all(type(part), vars(part))
     except UserError as error:
         raise UserError(f"{folder} is damaged: {str(error).removeprefix('--')}") from None
 

@@ -210,8 +210,7 @@ def _evenly(rows: list[Any], most: int) -> list[Any]:
 
 def _evaluation(each: Evaluation, experiment: Experiment) -> dict[str, Any]:
     summary = each.summary
-    task = experiments.from_json(summary["task"]) if "task" in summary else experiment.task
-    other = [f"task.{path} {here}" for path, (_, here) in experiments.differences(experiment.task, task).items()]
+    other = [f"{path} {here}" for path, (_, here) in each.other_task(experiment.task).items()]
     scores = [
         (name, f"{s['score']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}", s["signature"])
         for name, s in summary["scores"].items()

@@ -94,9 +94,7 @@ def _evaluated(evaluation: runs.Evaluation, registered: Experiment, changed: dic
     }
     if (before := _constraint(registered)) != (now := summary.get("constraint")):
         decoded["constraint"] = before, now
-    if "task" in summary:  # evaluations had none once
-        task = experiments.differences(registered.task, experiments.from_json(summary["task"]))
-        decoded |= {f"task.{path}": pair for path, pair in task.items() if f"task.{path}" not in HARMLESS}
+    decoded |= {path: pair for path, pair in evaluation.other_task(registered.task).items() if path not in HARMLESS}
     trained = getattr(registered.model, "dtype", None)
     if (dtype := summary.get("dtype", trained)) != trained:
         decoded["model.dtype"] = trained, dtype
