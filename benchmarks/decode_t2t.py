@@ -14,7 +14,7 @@ if __name__ == "__main__":
     folder, sources, beam, extra, dtype, stop = sys.argv[1:]
     where, experiment, vocabulary = run.load(storage.folder(folder))
     experiment = override(experiment, {"model.dtype": dtype})
-    params, _ = checkpoint.load_params(where.checkpoints, experiment)
+    params, _ = checkpoint.load_params(where, experiment)
     model, longest = experiment.model.build(), experiment.model.longest
     ids = json.loads(Path(sources).read_text())["ids"]
     config = decode.DecodingConfig(beam=int(beam), extra_length=int(extra), early_stopping=stop == "early")

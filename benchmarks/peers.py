@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
 def decoding(folder: Path, options: argparse.Namespace) -> Comparison:
     """Test sentences of a run by its own weights; what the engines read is written to `folder`."""
     where, experiment, vocabulary = run.load(storage.folder(options.subject))
-    params, _ = checkpoint.load_params(where.checkpoints, experiment)
+    params, _ = checkpoint.load_params(where, experiment)
     pairs = [pair for _, pair in zip(range(options.sentences), experiment.task.pairs("test"), strict=False)]
     ids = vocabulary.encode(pairs)[0]
     sources, weights = folder / "sources.json", folder / "ctranslate2"

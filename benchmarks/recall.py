@@ -48,7 +48,7 @@ def accuracy(experiment: Experiment, vocabulary: Vocabularies, params: Any) -> d
 def trained(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """What a run of an experiment found, after all its steps; it is trained as far as it was not."""
     run = train(experiment, folder, print, lambda *_: None)
-    params, steps = checkpoint.load_params(run.checkpoints, experiment)
+    params, steps = checkpoint.load_params(run, experiment)
     rows = [row for row in read_metrics(run) if row["split"] == "train"]
     sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params["params"].items()}
     return {

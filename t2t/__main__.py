@@ -15,7 +15,7 @@ from argparse import Namespace as Args
 from collections.abc import Sequence
 
 from t2t.arguments import Option, Verb, build_parser, parse
-from t2t.errors import Passing, UserError
+from t2t.errors import Passing, UserError, out_of_memory
 from t2t.verbs import experiments, files, reports, runs, weights
 
 
@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not (said := out_of_memory(error)):
+            raise
+        print(f"t2t: {said}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("t2t: interrupted", file=sys.stderr)
         return 130

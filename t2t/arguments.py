@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from t2t.errors import UserError, unknown
 
 OF_A_RUN = ("decoding.", "task.", "mesh.")  # beginnings of knobs that can still change when a run is trained
+OF_TRAINING = ("task.vocabulary", "task.cleaning")  # and of such among them that cannot
 IDENTITY = {"name", "reports", "table", "paper", "base"}  # fields of an experiment that are no knobs
 
 
@@ -75,7 +76,8 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
 
 def of_a_run(knob: str) -> bool:
     """Whether it can still change when a run is trained: how products are computed is no part of what was learned."""
-    return knob.startswith(OF_A_RUN) or knob in ("model.attention", "model.dtype")
+    of_a_run = knob.startswith(OF_A_RUN) and not knob.startswith(OF_TRAINING)
+    return of_a_run or knob in ("model.attention", "model.dtype")
 
 
 def _takes(verb: Verb, knob: str) -> bool:

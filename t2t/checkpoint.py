@@ -5,7 +5,9 @@ and averaging read the weights alone.
 """
 
 import contextlib
+import functools
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -23,12 +25,14 @@ from t2t.batch import Sequences
 from t2t.errors import UserError
 from t2t.experiment import Experiment, differences
 from t2t.optimizer import unbiased
+from t2t.run import Run, ends
 from t2t.sharding import devices, shardings, unboxed
 
 # Orbax warns that a folder opened for reading is read-only; what goes wrong it raises, and need not log too.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)  # what Orbax raises for broken files
+CLOSED = "Event loop is closed"  # what asyncio says to a read that ends after its reader
 
 
 @contextlib.contextmanager
@@ -43,7 +47,7 @@ def writer(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
     with _writing(folder):
         checkpoints = ocp.CheckpointManager(storage.absolute(folder), options=options)
-    with _quiet_threads():
+    with _quiet():
         try:
             yield checkpoints
         finally:
@@ -52,29 +56,38 @@ def writer(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
 
 
 @contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+    """What is under way when something fails need not say that nobody waits for it any more."""
+    _quiet_threads()
+    log = logging.getLogger("asyncio")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)  # and after an error never: what was under way ends later than whoever waited for it
+
+
+@functools.cache
+def _quiet_threads() -> None:
     """What Orbax's threads raise is raised again where it waits for them: they need not print it too.
 
-    Nor need the writes that were under way say that nobody waits for them any more.
+    For good, as above.
     """
-    before, log = (threading.excepthook, sys.excepthook), logging.getLogger("asyncio")
-    level = log.level
+    of_threads, of_callbacks, of_nobody = threading.excepthook, sys.excepthook, sys.unraisablehook
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
         if type(args.thread).__module__.partition(".")[0] != "orbax":
-            before[0](args)
+            of_threads(args)
 
     def of_callback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if str(error) != "Event loop is closed":
-            before[1](kind, error, where)
+        if str(error) != CLOSED:
+            of_callbacks(kind, error, where)
 
-    threading.excepthook, sys.excepthook = of_thread, of_callback
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        threading.excepthook, sys.excepthook = before
-        log.setLevel(level)
+    def of_coroutine(args: "sys.UnraisableHookArgs") -> None:
+        code = getattr(args.object, "cr_code", None)
+        if str(args.exc_value) != CLOSED and not (code and f"{os.sep}orbax{os.sep}" in code.co_filename):
+            of_nobody(args)
+
+    threading.excepthook, sys.excepthook, sys.unraisablehook = of_thread, of_callback, of_coroutine
 
 
 @contextlib.contextmanager
@@ -104,11 +117,12 @@ def set_aside(folder: Path, step: int, where: Path) -> list[int]:
     return later
 
 
-def reader(folder: Path) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def reader(folder: Path) -> Iterator[ocp.CheckpointManager]:
     """One that changes nothing: a run may be in training while it is read."""
-    return ocp.CheckpointManager(
-        storage.absolute(folder), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
-    )
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    with _quiet(), ocp.CheckpointManager(storage.absolute(folder), options=options) as checkpoints:
+        yield checkpoints
 
 
 def save_params(folder: Path, step: int, params: Any) -> None:
@@ -168,7 +182,11 @@ def restore(
 def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     try:
         return checkpoints.restore(step, args=items)
-    except (*BROKEN, *storage.errors()) as error:
+    except Exception as error:
+        if type(error) is Exception and isinstance(error.__cause__, BROKEN):  # how Orbax says which array is broken
+            error = error.__cause__
+        if not isinstance(error, (*BROKEN, *storage.errors())):
+            raise
         raise storage.failed(f"cannot read the checkpoint {checkpoints.directory / str(step)}", error) from None
 
 
@@ -188,31 +206,38 @@ def check_fits(there: Experiment, here: Experiment) -> None:
         raise UserError(f"--init_from {here.init_from}: its weights do not fit: {named}")
 
 
-def steps(folder: Path, experiment: Experiment) -> list[int]:
-    """The checkpoints in `folder` that count for averages, by step, ascending: each `checkpoint_every`, and the last.
+def steps(run: Run, experiment: Experiment) -> list[int]:
+    """The checkpoints of a run that count for averages, by step, ascending.
 
-    One that was written because a signal came, or because an earlier part of the run ended there, does not count,
-    unless checkpoints go by minutes: then all count.
+    One that was written because a signal came, or because an earlier part of the run ended there, does not count if
+    `checkpoint_every` would not have written it too. Where checkpoints go by minutes all count.
 
     Raises:
         UserError: there is none.
     """
-    if not (found := all_steps(folder)):
-        raise UserError(f"no checkpoint in {folder}: train first")
-    return [step for step in found if _counts(step, found, experiment)]
+    if not (found := all_steps(run.checkpoints)):
+        raise UserError(f"no checkpoint in {run.checkpoints}: train first")
+    passed = _passed(found, run, experiment)
+    return [step for step in found if step not in passed]
 
 
-def _counts(step: int, all_of_them: list[int], experiment: Experiment) -> bool:
-    every = 1 if experiment.checkpoint_minutes else experiment.checkpoint_every
-    return step % every == 0 or step == all_of_them[-1]
+def _passed(found: list[int], run: Run, experiment: Experiment) -> list[int]:
+    if experiment.checkpoint_minutes:
+        return []
+    ended = ends(run)
+    return [step for step in found[:-1] if step in ended and step % experiment.checkpoint_every != 0]
 
 
-def remove_passed(folder: Path, experiment: Experiment) -> None:
-    """Removes the checkpoints that do not count any more, which would else take the places of some that do."""
-    found = all_steps(folder)
-    for step in found:
-        if not _counts(step, found, experiment):
-            storage.remove(folder / str(step))
+def remove_passed(checkpoints: ocp.CheckpointManager, run: Run, experiment: Experiment) -> list[int]:
+    """Removes the checkpoints that do not count, which would else take the places of some that do; their steps.
+
+    To be called in each process of a run.
+    """
+    passed = _passed(sorted(checkpoints.all_steps()), run, experiment)
+    with _writing(run.checkpoints):
+        for step in passed:
+            checkpoints.delete(step)
+    return passed
 
 
 def all_steps(folder: Path) -> list[int]:
@@ -223,9 +248,7 @@ def all_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in found)
 
 
-def load_params(
-    folder: Path, experiment: Experiment, average: int = 1, mesh: Mesh | None = None
-) -> tuple[Any, list[int]]:
+def load_params(run: Run, experiment: Experiment, average: int = 1, mesh: Mesh | None = None) -> tuple[Any, list[int]]:
     """The weights of the last checkpoint, or the plain mean of those of the last `average`, and the steps they are of.
 
     They are laid out over `mesh`; without one they are on the first device.
@@ -233,12 +256,12 @@ def load_params(
     Raises:
         UserError: fewer checkpoints than `average`, or one that cannot be read.
     """
-    there = steps(folder, experiment)
+    there = steps(run, experiment)
     if len(there) < average:
-        raise UserError(f"{folder} has {len(there)} checkpoint(s), too few to average {average}")
+        raise UserError(f"{run.checkpoints} has {len(there)} checkpoint(s), too few to average {average}")
     chosen = there[-average:]
     shapes = _laid_out(abstract_params(experiment), mesh)
-    with reader(folder) as checkpoints:
+    with reader(run.checkpoints) as checkpoints:
         total = None
         for step in chosen:
             params = _read(checkpoints, step, ocp.args.Composite(params=ocp.args.StandardRestore(shapes)))["params"]
@@ -251,18 +274,18 @@ def described(steps: list[int]) -> str:
     return f"mean of {len(steps)} checkpoints up to step {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
 
 
-def load_moving_mean(folder: Path, experiment: Experiment) -> tuple[Any, list[int]]:
+def load_moving_mean(run: Run, experiment: Experiment) -> tuple[Any, list[int]]:
     """The moving mean of the weights that training kept (--optimizer.ema), and the step of the checkpoint it is in.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
     if not experiment.optimizer.ema:
-        raise UserError(f"{folder} has no moving mean of the weights: it was trained without --optimizer.ema")
-    step = steps(folder, experiment)[-1]
+        raise UserError(f"{run.folder} has no moving mean of the weights: it was trained without --optimizer.ema")
+    step = steps(run, experiment)[-1]
     optimizer = experiment.optimizer.build(experiment.model.d_model)
     shapes = _laid_out(jax.eval_shape(optimizer.init, abstract_params(experiment)), None)
-    with reader(folder) as checkpoints:
+    with reader(run.checkpoints) as checkpoints:
         found = _read(checkpoints, step, ocp.args.Composite(optimizer=ocp.args.StandardRestore(shapes)))["optimizer"]
     return unbiased(found[-1], experiment.optimizer.ema, step), [step]
 

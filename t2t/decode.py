@@ -41,7 +41,7 @@ class DecodingConfig:
     beam: Count = 4  # K: hypotheses kept a sentence; 1 is greedy decoding; paper: 4
     alpha: NonNegative = 0.6  # α: exponent of the length penalty; paper: 0.6
     extra_length: Whole = 50  # tokens: the output is at most this much longer than the input; paper: 50
-    max_input: Annotated[int, Range(low=2)] = 512  # tokens with EOS: a longer input is split or cut
+    max_input: Annotated[int, Range(low=2)] = 512  # tokens with EOS: translate and parse split or cut a longer line
     early_stopping: bool = False  # done once K hypotheses ended; paper: not until no other can be better
     rows: Count = 128  # sentences decoded at a time
 

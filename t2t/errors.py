@@ -14,6 +14,16 @@ class Passing(UserError):
     """One that may be gone when the same command is given again: the command line exits with code 75."""
 
 
+def out_of_memory(error: BaseException) -> str:
+    """What to say when a device, or this process, had no memory left; "" for any other error."""
+    said = str(error).strip().partition("\n")[0]
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if isinstance(error, MemoryError) or (of_jax and ("RESOURCE_EXHAUSTED" in said or "Out of memory" in said)):
+        less = "shorter sentences, or fewer at a time (--decoding.rows, --batching.tokens), need less"
+        return f"out of memory ({said}): {less}"
+    return ""
+
+
 def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is none of `allowed`: names the near misses, or else all that is allowed."""
     allowed = sorted(allowed)

@@ -259,6 +259,11 @@ def parts(run: Run) -> list[dict[str, Any]]:
     return _read_record(run)["parts"]
 
 
+def ends(run: Run) -> set[int]:
+    """The steps after which an earlier part of a run ended."""
+    return {part["after_step"] for part in parts(run)}
+
+
 def data(run: Run) -> dict[str, Any]:
     """What preparing its data reported: "pairs", "kept", "dropped", "lengths", "inputs" and so on.
 

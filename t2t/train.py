@@ -50,6 +50,8 @@ Show = Callable[[int, float, float], None]
 Shape = tuple[int, ...]
 Compiled = dict[tuple[Shape, Shape], Any]  # steps (state, batch) -> (state, sums), by `shapes_of` their batches
 
+ON_DEV = "the loss on dev"
+
 
 class Stopped(Exception):
     """A signal ended training; the state was saved first."""
@@ -177,6 +179,8 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         compiled, experiment = _compile(experiment, mesh, state, batches, config.auto_accumulate, say)
         memory.keep_freed(mesh, compiled.values())
         batches = batches.shared(share(experiment, mesh))
+        if before and (passed := checkpoint.remove_passed(checkpoints, where, experiment)):
+            say(f"removed checkpoint {', '.join(map(str, passed))}, with which an earlier part of the run ended")
         with distributed.together():
             board = stack.enter_context(_begun(where, experiment, prepared, mesh, before))
         read = read_ahead(batches, position["data"]["next_index"], experiment.train_steps)
@@ -194,7 +198,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
                 if evaluate_now or save_now:
                     with log.pause():
                         _refuse_broken(state, step)
-                        position = {"data": read.get_state(), "sums": log.total(), "seed": experiment.seed}
+                        position = {"data": read.get_state(), "sums": log.total()}
                         if evaluate_now:
                             row = log.write(step, "dev", _on_dev(experiment, state, dev, step))
                             say(f"step {step:,}: dev perplexity {row['perplexity']:.2f}")
@@ -215,7 +219,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
 def _opened(
     experiment: Experiment, folder: Path, prepared: Prepared, config: TrainingConfig, say: Say
 ) -> Iterator[Run]:
-    """The run folder, held by the first process, without what the user wants set aside, and what counts no more."""
+    """The run folder, held by the first process, without what the user wants set aside."""
     if not distributed.first():
         yield Run(folder)
         return
@@ -229,7 +233,6 @@ def _opened(
                 f"going on from step {config.from_step:,}; later checkpoints ({steps}){more} now lie in "
                 f"{where.set_aside}; without --from-step the same command goes on from the last"
             )
-        checkpoint.remove_passed(where.checkpoints, experiment)
         yield where
 
 
@@ -248,13 +251,15 @@ def _begun(
 
 
 def _not_finite(where: Run, broken: NotFinite, prepared: Prepared, experiment: Experiment) -> str:
-    """Writes the pairs of the step's batch; what there is to say."""
-    step = broken.step
+    """Writes the pairs of the step's batch, if it is what broke; what there is to say."""
+    step, kept = broken.step, "the checkpoints before it are kept"
+    if broken.what == ON_DEV:
+        return f"{ON_DEV} is not finite at step {step:,}; {kept}"
     batch = TrainingBatches(prepared, experiment.batching, experiment.seed)[step - 1]
     file = "its first process's run folder"
     if distributed.first():
         file = run.write_batch(where, step, texts(batch, prepared.vocabulary))
-    return f"{broken.what} is not finite at step {step:,}: its batch is in {file}; the checkpoints before it are kept"
+    return f"{broken.what} is not finite at step {step:,}: its batch is in {file}; {kept}"
 
 
 class Due:
@@ -337,7 +342,7 @@ def _on_dev(experiment: Experiment, state: TrainState, dev: list[Batch], step: i
     """`perplexity` of dev; raises NotFinite when its loss is not."""
     found = perplexity(experiment.model.build(), state.params, dev)
     if not np.isfinite(found["loss"]):
-        raise NotFinite(step, "the loss on dev")
+        raise NotFinite(step, ON_DEV)
     return found
 
 
@@ -377,7 +382,7 @@ def _begin(experiment: Experiment, mesh: Mesh, checkpoints: ocp.CheckpointManage
     if step is None:
         state, position = new_state(experiment, mesh), {"data": {"next_index": 0}, "sums": {}}
         if found := run.begun_from(experiment):
-            params, _ = checkpoint.load_params(found[0].checkpoints, found[1], mesh=mesh)
+            params, _ = checkpoint.load_params(found[0], found[1], mesh=mesh)
             state = TrainState(state.step, params, state.optimizer)
         return state, position
     abstract = abstract_state(experiment)

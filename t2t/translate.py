@@ -1,6 +1,7 @@
 """What `t2t translate` makes of lines: the text of the best hypotheses, long lines in pieces."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +14,7 @@ from t2t.knobs import Count
 from t2t.lines import Line, most_tokens
 
 SENTENCE_ENDS = (".", "!", "?", ";", ":", "…")
+LANGUAGE = re.compile(">>.+<<")  # the piece by which a model of several target languages is told which
 
 Say = Callable[[str], None]
 
@@ -51,7 +53,9 @@ class TranslateLines:
     def _pieces(self, number: int, text: str, ids: list[int]) -> list[list[int]]:
         if len(ids) <= self._most:
             return [ids] if text.strip() else []
-        pieces = split(ids, self._vocabulary.source.pieces(ids), self._most)
+        written = self._vocabulary.source.pieces(ids)
+        told = self._most > 2 and bool(LANGUAGE.fullmatch(written[0]))  # a line says it for all of its parts
+        pieces = [[*ids[:told], *part] for part in split(ids[told:], written[told:], self._most - told)]
         done = f"translated in {len(pieces)} pieces" if self._wanted.too_long == "split" else f"cut after {self._most}"
         self._say(f"line {number}: {len(ids)} tokens, {done}")
         return pieces if self._wanted.too_long == "split" else [[*ids[: self._most - 1], EOS]]

@@ -511,6 +511,14 @@ def test_brackets_has_nothing_to_say_of_trees_of_the_same_words(t2t, tmp_path):
     assert (code, err) == (0, "") and json.loads(out)["skipped"] == 1
 
 
+def test_an_outermost_bracket_that_evalb_counts_is_named(t2t, tmp_path):
+    (tmp_path / "gold").write_text("(ROOT (S (NN a) (NN b)))\n(TOP (S (NN a) (NN b)))\n")
+    (tmp_path / "test").write_text("( (S (NN a) (NN b)))\n(TOP (NP (NN a) (NN b)))\n")
+    code, out, err = t2t("brackets", tmp_path / "gold", tmp_path / "test", "--json")
+    assert code == 0 and json.loads(out)["f1"] == pytest.approx(100 / 3, abs=1e-3)
+    assert "/test: a bracket ( ...) around a tree is counted" in err and "/gold: a bracket (ROOT ...) around" in err
+
+
 def test_no_more_than_ten_errors_are_named(t2t, tmp_path):
     for count, named in ((11, "2, 3, 4, 5, 6, 7, 8, 9, 10, 11"), (12, "2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 1 more")):
         (tmp_path / "gold").write_text(f"{A}\n" * count)

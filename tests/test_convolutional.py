@@ -446,7 +446,7 @@ def spread(toy, data, fsdp, model, **changes):
 
 def trained(experiment, folder):
     where = train.train(experiment, folder, lambda _: None, lambda *_: None)
-    return where, checkpoint.load_params(where.checkpoints, experiment)[0]
+    return where, checkpoint.load_params(where, experiment)[0]
 
 
 @pytest.fixture(scope="module")
@@ -508,7 +508,7 @@ def test_it_learns_to_reverse(toy, tmp_path):
     where, _ = trained(experiment, tmp_path / "run")
     _, kept, vocabulary = run.load(where.folder)
     assert kept == experiment
-    params, steps = checkpoint.load_params(where.checkpoints, experiment, 2)
+    params, steps = checkpoint.load_params(where, experiment, 2)
     found, _ = evaluate.evaluate(where, experiment, vocabulary, params, steps, "test", lambda _: None)
     assert found["perplexity"] < 1.3
     assert found["scores"]["sacrebleu"]["score"] > 80

@@ -77,7 +77,7 @@ def until_a_step(folder, processes):
 
 def weights(where):
     found, experiment, _ = run.load(where)
-    return checkpoint.load_params(found.checkpoints, experiment)[0]
+    return checkpoint.load_params(found, experiment)[0]
 
 
 def rows(where):

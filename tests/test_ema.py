@@ -48,7 +48,7 @@ def test_a_run_folder_of_the_moving_mean(tmp_path, capsys):
             checkpoint.save(checkpoints, 1, params, state, {})
     assert main(["average", str(tmp_path / "with"), "--ema"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "with-ema")
-    found, steps = checkpoint.load_params(tmp_path / "with-ema/checkpoints", tree)
+    found, steps = checkpoint.load_params(run.Run(tmp_path / "with-ema"), tree)
     wanted = optax.apply_updates(params, updates)  # after one update, the weights after it
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
     assert steps == [1]

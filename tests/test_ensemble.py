@@ -135,7 +135,7 @@ def test_outputs_are_those_of_translate_and_perplexity_that_of_the_mean(runs, ev
         batch, mean = toys.batch_of([(source, target)], rows=1, length=16), 0.0
         for name in "ab":
             where, tree, _ = run.load(runs / name)
-            params, _ = checkpoint.load_params(where.checkpoints, tree)
+            params, _ = checkpoint.load_params(where, tree)
             logits = tree.model.build().apply(params, batch.source, batch.target)
             mean = mean + np.asarray(jax.nn.log_softmax(logits[0])) / 2
         log_probs = np.asarray(jax.nn.log_softmax(mean))

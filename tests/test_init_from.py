@@ -40,9 +40,7 @@ def test_training_begins_with_the_weights_and_the_vocabulary_of_a_run(before, tm
     still = {"init_from": str(folder), "train_steps": 1, "optimizer.scale": 1e-12, "final_evaluation": "none"}
     here = override(dataclasses.replace(toys.reversal_in(tmp_path), model=there.model), still)
     found = train(here, tmp_path / "run", nothing, nothing)
-    params = [
-        checkpoint.load_params(each.checkpoints, tree)[0] for each, tree in ((run.Run(folder), there), (found, here))
-    ]
+    params = [checkpoint.load_params(each, tree)[0] for each, tree in ((run.Run(folder), there), (found, here))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *params)
     assert run.load(found.folder)[2].fingerprint == run.load(folder)[2].fingerprint
     assert run.load(found.folder)[1].init_from == str(folder)

@@ -5,10 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
-from t2t import experiment, train
+from t2t import evaluate, experiment, train, translate
+from t2t.batch import EOS
+from t2t.data.vocabulary import Vocabularies
 from t2t.experiment import override
 
 
@@ -178,6 +183,19 @@ def test_score(t2t, run, tmp_path):
     assert code == 0 and float(out.split()[0]) == pytest.approx(values[0], rel=0.1), said
 
 
+def test_a_line_that_begins_with_its_target_language_says_it_for_each_of_its_parts(toy, monkeypatch):
+    """As a Marian model of several languages is told: by one piece."""
+    pieces = [">>de<<", *(f"▁w{i}" for i in range(9)), "</s>"]
+    side = SimpleNamespace(encode=lambda texts: [[*range(10, 20), EOS]], pieces=lambda ids: pieces)
+    tree = override(toy, {"decoding.max_input": 5})
+    work = translate.TranslateLines(tree, Vocabularies(side, side), translate.TranslationConfig(), lambda _: None)
+    (line,) = work.lines([">>de<< w0"], 1)
+    assert line.pieces == [[10, 11, 12, 13, EOS], [10, 14, 15, 16, EOS], [10, 17, 18, 19, EOS]]
+    pieces[0] = "▁w"
+    (line,) = work.lines(["w w0"], 1)
+    assert line.pieces == [[10, 11, 12, 13, EOS], [14, 15, 16, 17, EOS], [18, 19, EOS]]
+
+
 def test_average_makes_a_run(t2t, run, tmp_path):
     code, out, _ = t2t("average", run, "--average", "3", "--to", tmp_path / "mean")
     assert code == 0 and out.strip() == str(tmp_path / "mean")
@@ -195,6 +213,17 @@ def test_completion_knows_experiments_and_knobs(t2t, shell):
 
 
 # ------------------------------------------------------------------------------ Complaints
+
+
+def test_without_memory_it_says_what_needs_less(t2t, run, monkeypatch):
+    """What XLA says when a sentence is too long for any memory, and NumPy."""
+    for much in (lambda: jax.numpy.zeros(2**50).block_until_ready(), lambda: np.zeros(2**60, np.int8)):
+        monkeypatch.setattr(evaluate, "score_pairs", lambda *_, much=much: much())
+        code, _, said = t2t("score", run, __file__, __file__)
+        assert code == 2 and said.startswith("t2t: out of memory (") and said.count("\n") == 1
+    monkeypatch.setattr(evaluate, "score_pairs", lambda *_: jax.numpy.zeros(2) + jax.numpy.zeros(3))
+    with pytest.raises(TypeError):
+        t2t("score", run, __file__, __file__)
 
 
 MISTAKES = {
@@ -236,7 +265,13 @@ MISTAKES = {
     "translate {run} --n_best 9": "--n_best 9 needs a beam as wide; --beam is 4",
     "translate {run} --top_k 3": "--top_k goes with --sample",
     "translate {run} --sample --n_best 3": "--n_best 3 does not go with --sample",
-    "translate {run} --sample --beam 3": "--beam and --alpha search for the best output",
+    "translate {run} --sample --beam 3": "--beam is of the search for the best output; with --sample",
+    "translate {run} --sample --decoding.alpha 0": "--decoding.alpha is of the search for the best output",
+    "sample {run} --decoding.beam 3": "--decoding.beam is of the search for the best output; by `t2t sample`",
+    "score {run} {tmp}/two {tmp}/two --decoding.alpha 0": "--decoding.alpha is of decoding; `t2t score` decodes",
+    "evaluate {run} --task.vocabulary x": "--task.vocabulary cannot change in a trained run",
+    "evaluate {run} --task.cleaning.ratio 3": "--task.cleaning.ratio cannot change in a trained run",
+    "list --table 7": "invalid choice: 7",
     "translate {run} --sample --nucleus 7": "--nucleus is a number, above 0 and at most 1, not 7",
     "translate {run} --decoding.max_input 1": "--decoding.max_input is a whole number, at least 2, not 1",
     "translate {run} --average 0": "--average is a whole number, at least 1, not 0",

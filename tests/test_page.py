@@ -86,7 +86,7 @@ def run(toy, tmp_path_factory):
 def loaded(run):
     """Experiment, vocabulary and weights of the run."""
     _, tree, vocabulary = runs.load(run.folder)
-    return tree, vocabulary, checkpoint.load_params(run.checkpoints, tree)[0]
+    return tree, vocabulary, checkpoint.load_params(run, tree)[0]
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def trained(parts):
 @pytest.fixture(scope="module")
 def evaluated(grammar, trained):
     """What evaluation says of dev, and its (source, output, reference) of each sentence."""
-    params, steps = checkpoint.load_params(trained.checkpoints, grammar, 2)
+    params, steps = checkpoint.load_params(trained, grammar, 2)
     vocabulary = run.load(trained.folder)[2]
     return evaluate.evaluate(trained, grammar, vocabulary, params, steps, "dev", lambda _: None)
 

@@ -52,7 +52,7 @@ def ended(process):
 
 def weights(where):
     found, experiment, _ = run.load(where)
-    return checkpoint.load_params(found.checkpoints, experiment, 2)[0]
+    return checkpoint.load_params(found, experiment, 2)[0]
 
 
 def rows(where):
@@ -192,6 +192,41 @@ def test_a_damaged_checkpoint_is_named_and_another_is_used_only_when_asked_for(t
     assert_same(where, tmp_path / "whole")
 
 
+def test_one_array_that_is_broken_is_said_in_one_line(toy, tmp_path, t2t):
+    """Of all files of a checkpoint the one with most in it, cut off."""
+    quietly(override(toy, {"train_steps": 10}), tmp_path / "run")
+    files = (tmp_path / "run" / "checkpoints" / "10" / "params" / "ocdbt.process_0" / "d").iterdir()
+    max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
+    code, _, said = t2t("evaluate", tmp_path / "run")
+    assert code == 2 and "cannot read the checkpoint" in said and said.count("\n") == 1
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/10.*--from-step 5"):
+        quietly(toy, tmp_path / "run")
+
+
+def test_a_command_of_another_interval_removes_no_checkpoint_that_counts(toy, tmp_path):
+    """Neither where there is nothing left to do, nor where training goes on."""
+    where = run.Run(tmp_path / "run")
+    quietly(override(toy, {"train_steps": 8, "checkpoint_every": 2}), where.folder)
+    other = override(toy, {"train_steps": 8, "checkpoint_every": 1000})
+    quietly(other, where.folder)
+    assert checkpoint.all_steps(where.checkpoints) == [2, 4, 6, 8]
+    quietly(override(other, {"train_steps": 9}), where.folder)
+    assert checkpoint.all_steps(where.checkpoints) == [4, 6, 8, 9]  # the last four
+    assert checkpoint.steps(where, other) == [4, 6, 9]  # a part ended with 8
+    said = quietly(override(other, {"train_steps": 10}), where.folder)
+    assert any("removed checkpoint 8, with which an earlier part" in line for line in said)
+    assert checkpoint.all_steps(where.checkpoints) == [4, 6, 9, 10]
+
+
+def test_checkpoints_by_minutes_count_when_the_minutes_are_left_out(toy, tmp_path):
+    where = run.Run(tmp_path / "run")
+    quietly(override(toy, {"train_steps": 4, "checkpoint_minutes": 1e-9}), where.folder)
+    other = override(toy, {"train_steps": 6, "checkpoint_every": 1000})
+    quietly(other, where.folder)
+    assert checkpoint.all_steps(where.checkpoints) == [2, 3, 4, 6]
+    assert checkpoint.steps(where, other) == [2, 3, 6]
+
+
 def test_setting_aside_twice_loses_nothing(toy, tmp_path):
     quietly(override(toy, {"train_steps": 10}), tmp_path / "run")
     for _ in range(2):
@@ -226,22 +261,21 @@ def test_stopped_after_from_step_it_says_how_to_go_on(toy, tmp_path):
 def test_checkpoints_of_many_stops_do_not_take_the_place_of_those_that_are_averaged(toy, tmp_path):
     for end in (11, 12, 13, 14):
         quietly(override(toy, {"train_steps": end}), tmp_path / "run")
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints", toy) == [5, 10, 14]
+    assert checkpoint.steps(run.Run(tmp_path / "run"), toy) == [5, 10, 14]
 
 
 def test_a_loss_on_dev_that_is_not_finite_is_said(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "perplexity", lambda *_: {"loss": float("nan"), "perplexity": float("nan")})
-    with pytest.raises(UserError, match=r"the loss on dev is not finite at step 6: its batch is in .*step6.json"):
+    with pytest.raises(UserError, match="the loss on dev is not finite at step 6; the checkpoints before"):
         quietly(toy, tmp_path / "run")
     assert checkpoint.all_steps(tmp_path / "run" / "checkpoints") == [5]
     assert [row["split"] for row in rows(tmp_path / "run")] == ["train"]
 
 
 def test_a_checkpoint_holds_all_that_going_on_needs(toy, tmp_path):
-    quietly(override(toy, {"train_steps": 3, "seed": 11}), tmp_path / "run")
+    quietly(override(toy, {"train_steps": 3}), tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "checkpoints" / "3" / "position" / "metadata").read_text())
-    assert kept["seed"] == 11 and kept["data"] == {"next_index": 3}
-    assert kept["sums"] == {}  # a line was logged at the end
+    assert kept == {"data": {"next_index": 3}, "sums": {}}  # a line was logged at the end
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints" / "3").iterdir() if p.is_dir()) == [
         "optimizer",
         "params",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from t2t import checkpoint, cost, train
+from t2t import checkpoint, cost, run, train
 from t2t.data.pipeline import TrainingBatches
 from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import override
@@ -111,7 +111,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(count, toy, tmp_path):
         (spread(toy, count, 1, 1), 8, "moved"),
     ):
         train.train(override(experiment, {"train_steps": steps}), tmp_path / where, lambda _: None, lambda *_: None)
-    found, expected = (checkpoint.load_params(tmp_path / w / "checkpoints", alone)[0] for w in ("moved", "whole"))
+    found, expected = (checkpoint.load_params(run.Run(tmp_path / w), alone)[0] for w in ("moved", "whole"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 

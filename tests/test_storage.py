@@ -43,7 +43,7 @@ def registered(toy, monkeypatch):
 
 def weights(folder):
     found, tree, _ = run.load(storage.folder(str(folder)))
-    return checkpoint.load_params(found.checkpoints, tree, 2)
+    return checkpoint.load_params(found, tree, 2)
 
 
 def rows(folder):

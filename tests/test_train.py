@@ -25,7 +25,7 @@ def quietly(experiment, folder):
 
 
 def weights(where, experiment):
-    return checkpoint.load_params(where.checkpoints, experiment)[0]
+    return checkpoint.load_params(where, experiment)[0]
 
 
 def rows(where):
@@ -40,7 +40,7 @@ def test_it_learns_to_reverse(toy, tmp_path):
     where, _ = quietly(experiment, tmp_path / "run")
     _, kept, vocabulary = run.load(where.folder)
     assert kept == experiment
-    params, steps = checkpoint.load_params(where.checkpoints, experiment, 2)
+    params, steps = checkpoint.load_params(where, experiment, 2)
     assert steps == [350, 400]
     found, translations = evaluate.evaluate(where, experiment, vocabulary, params, steps, "test", lambda _: None)
     assert found["perplexity"] < 1.3
@@ -59,7 +59,7 @@ def test_resumed_is_uninterrupted(toy, tmp_path):
     assert [row["step"] for row in rows(whole)] == [4, 6, 8, 12, 12]
     extra = {3, 7}  # the ends of the parts are logged too
     jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
-    means = [checkpoint.load_params(part.checkpoints, toy, 3) for part in (whole, where)]
+    means = [checkpoint.load_params(part, toy, 3) for part in (whole, where)]
     assert means[0][1] == means[1][1] == [5, 10, 12]  # not 3 or 7
     jax.tree.map(np.testing.assert_array_equal, means[0][0], means[1][0])
     assert [row for row in rows(where) if row["split"] == "dev" and row["step"] not in extra] == [
@@ -116,7 +116,7 @@ def test_checkpoints_by_the_clock(toy, tmp_path, monkeypatch):
     assert due.after(12) == (True, True, True)
     monkeypatch.undo()
     where, _ = quietly(override(experiment, {"checkpoint_minutes": 1e-9}), tmp_path / "run")
-    assert checkpoint.steps(where.checkpoints, experiment) == [9, 10, 11, 12]  # the average of two, and two more
+    assert checkpoint.steps(where, experiment) == [9, 10, 11, 12]  # the average of two, and two more
 
 
 def test_trained_enough_is_said_and_nothing_is_done(toy, tmp_path):
@@ -175,12 +175,12 @@ def test_an_unreadable_checkpoint_is_named(toy, tmp_path):
 
 def test_the_average_is_the_plain_mean(toy, tmp_path):
     where, _ = quietly(override(toy, {"train_steps": 12}), tmp_path / "run")
-    (mean, steps), (last, _) = (checkpoint.load_params(where.checkpoints, toy, n) for n in (2, 1))
+    (mean, steps), (last, _) = (checkpoint.load_params(where, toy, n) for n in (2, 1))
     assert steps == [10, 12]
     other = weights(quietly(override(toy, {"train_steps": 10}), tmp_path / "ten")[0], toy)
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean, last, other)
     with pytest.raises(UserError, match="3 checkpoint"):
-        checkpoint.load_params(where.checkpoints, toy, 4)
+        checkpoint.load_params(where, toy, 4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):

@@ -144,7 +144,7 @@ def of_run(folder: str, text: str, to: str = "", average: int = 1) -> Attention:
         UserError: as `of_text`; not a run folder, or one with fewer checkpoints.
     """
     run, experiment, vocabulary = runs.load(Path(folder))
-    params, _ = checkpoint.load_params(run.checkpoints, experiment, average)
+    params, _ = checkpoint.load_params(run, experiment, average)
     return of_text(experiment, vocabulary, params, text, to)
 
 

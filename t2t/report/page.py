@@ -260,10 +260,8 @@ def _attention(read: _Read, rated: samples.Rated | None, average: int | None, sa
         return {"missing": "Attention is shown over outputs of an evaluation."}
     try:
         one = dataclasses.replace(read.experiment, mesh=MeshConfig(data=1))
-        wanted = average or min(
-            len(read.evaluations[-1].summary["checkpoints"]), len(checkpoint.steps(read.run.checkpoints, one))
-        )
-        params, steps = checkpoint.load_params(read.run.checkpoints, one, max(1, wanted))
+        wanted = average or min(len(read.evaluations[-1].summary["checkpoints"]), len(checkpoint.steps(read.run, one)))
+        params, steps = checkpoint.load_params(read.run, one, max(1, wanted))
         attention.sizes(one, params)
         pairs = one.task.given(_to_look_at(rated))
         found = [each.facts() for each in attention.of_pairs(one, read.vocabulary, params, pairs)]

@@ -157,12 +157,12 @@ def _final_evaluation(args: Args, run: Any, tree: Any, say: Any) -> None:
     from t2t import checkpoint, distributed, evaluate
     from t2t.data.vocabulary import Vocabularies
 
-    average = min(tree.average, len(checkpoint.steps(run.checkpoints, tree)))
+    average = min(tree.average, len(checkpoint.steps(run, tree)))
     if average < tree.average:
         say(
             f"{run.folder} has {average} checkpoint(s): the mean of these is evaluated, not of --average {tree.average}"
         )
-    params, steps = checkpoint.load_params(run.checkpoints, tree, average, opening.mesh(args, tree))
+    params, steps = checkpoint.load_params(run, tree, average, opening.mesh(args, tree))
     vocabulary = Vocabularies.load(run.vocabulary)
     found, translations = evaluate.evaluate(run, tree, vocabulary, params, steps, tree.final_evaluation, say)
     if not distributed.first():
@@ -187,8 +187,9 @@ def _example(tree: Any) -> str:
 
 
 def _wider(model: Any) -> str:
-    """A knob of an architecture to turn first, such as "d_ff 1024"."""
-    return "d_ff 1024" if hasattr(model, "d_ff") else f"d_model {2 * model.d_model}"
+    """A knob of an architecture to turn first, and twice its value."""
+    name = "d_ff" if hasattr(model, "d_ff") else "d_model"
+    return f"{name} {2 * getattr(model, name)}"
 
 
 def cost(args: Args) -> None:
@@ -269,7 +270,7 @@ def _weights(tree: Any, folder: str | None, mesh: Any, say: Any) -> tuple[Any, A
     other = [path for path in experiment.differences(kept, tree) if path.startswith("model.") and not of_a_run(path)]
     if other:
         raise UserError(f"--run {folder}: its model is not that of {tree.name}; `t2t show` says what differs")
-    params, steps = checkpoint.load_params(found.checkpoints, kept, mesh=mesh)
+    params, steps = checkpoint.load_params(found, kept, mesh=mesh)
     return params, vocabulary, f"step {steps[-1]:,} of {folder}"
 
 
@@ -298,7 +299,7 @@ VERBS = (
         "list",
         "name the experiments and the numbers of the paper they report",
         list_experiments,
-        (Option("--table", {"type": int, "metavar": "N", "help": "only those of the paper's table N"}), JSON),
+        (Option("--table", {"type": int, "choices": [2, 3, 4], "help": "only those of this table of the paper"}), JSON),
     ),
     Verb("show", "print everything an experiment consists of", show, (NAME, JSON), "experiment"),
     Verb(

@@ -8,6 +8,7 @@ from typing import Any
 
 from t2t.arguments import Option, Verb
 from t2t.errors import UserError
+from t2t.trees import OUTER, TOP
 from t2t.verbs import printing
 from t2t.verbs.options import JSON
 
@@ -25,6 +26,8 @@ EVALB = {
     "2 or less crossing": "two_crossing",
     "Tagging accuracy": "tagging_accuracy",
 }  # its lines of the summary, and what they are in t2t.metrics.brackets
+
+UNLIKE_TOP = {"", *OUTER} - {TOP}  # what else a tree's outermost bracket is called
 
 
 def bleu(args: Args) -> None:
@@ -49,7 +52,11 @@ def brackets(args: Args) -> None:
     from t2t.progress import say
 
     gold, test = zip(*parallel(Path(args.gold), Path(args.test)), strict=True)
-    found = brackets.statistics(_trees(args.test, test), _trees(args.gold, gold))
+    read = {args.test: _trees(args.test, test), args.gold: _trees(args.gold, gold)}
+    for path, trees in read.items():
+        if outer := sorted({tree.label for tree in trees if tree} & UNLIKE_TOP):
+            say(f"{path}: a bracket ({outer[0]} ...) around a tree is counted, as EVALB does; ({TOP} ...) is not")
+    found = brackets.statistics(read[args.test], read[args.gold])
     if errors := found.errors():
         named = ", ".join(map(str, errors[:10])) + (f" and {len(errors) - 10:,} more" if errors[10:] else "")
         say(f"errors, which no score counts: {args.test} has other words than {args.gold} in line {named}")

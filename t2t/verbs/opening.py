@@ -34,7 +34,7 @@ def opened(args: Args) -> tuple[Any, Any, Any]:
     from t2t.sharding import MeshConfig
 
     if trained := [path for path in args.overrides if not of_a_run(path)]:
-        can = "--decoding.*, --task.*, --mesh.*, --model.attention and --model.dtype can"
+        can = "--decoding.*, the data of --task.*, --mesh.*, --model.attention and --model.dtype can"
         raise UserError(f"--{trained[0]} cannot change in a trained run; {can}")
     found, kept, vocabulary = run.load(storage.folder(args.run))
     kept = dataclasses.replace(kept, mesh=MeshConfig(data=1))  # whatever it was trained on
@@ -58,7 +58,7 @@ def _with_weights(args: Args, found: Any, tree: Any, vocabulary: Any) -> tuple[A
 
     average = knobs.read(args.average, knobs.Count, "average")
     compilation.keep_compiled()
-    params, steps = checkpoint.load_params(found.checkpoints, tree, average, mesh(args, tree))
+    params, steps = checkpoint.load_params(found, tree, average, mesh(args, tree))
     return found, tree, vocabulary, params, run.averaged(found) or steps
 
 

@@ -49,8 +49,8 @@ def translate(args: Args) -> int:
         raise UserError(f"--{next(iter(given))} goes with --sample")
     if args.engine:
         _check_engine(args)
-    if args.sample and (args.beam or args.alpha):
-        raise UserError("--beam and --alpha search for the best output; with --sample it is drawn")
+    if args.sample:
+        _refuse_search(args, "with --sample")
     stdin = _stdin()
     sampling = override(SamplingConfig(), given) if args.sample else None
     wanted = override(translate.TranslationConfig(sampling=sampling), {"n_best": args.n_best})
@@ -100,11 +100,20 @@ def sample(args: Args) -> None:
     from t2t.experiment import override
     from t2t.progress import say
 
+    _refuse_search(args, "by `t2t sample`")
     sampling = override(SamplingConfig(), _draws(args))
     wanted = override(sample.TextConfig(prompt=args.prompt), {"samples": args.samples})
     _, tree, vocabulary, params, _ = opening.loaded(args)
     for text in sample.texts(tree, params, vocabulary, wanted, sampling, say):
         print(text)
+
+
+def _refuse_search(args: Args, where: str) -> None:
+    """Raises UserError for a knob of the search where outputs are drawn."""
+    given = [name for name in ("beam", "alpha") if getattr(args, name, None) is not None]
+    given += [path for path in args.overrides if path.removeprefix("decoding.") in ("beam", "alpha", "early_stopping")]
+    if given:
+        raise UserError(f"--{given[0]} is of the search for the best output; {where} it is drawn")
 
 
 def _stdin() -> BinaryIO:
@@ -132,6 +141,8 @@ def score(args: Args) -> None:
     from t2t import evaluate
     from t2t.data.corpora import parallel
 
+    if given := [path for path in args.overrides if path.startswith("decoding.")]:
+        raise UserError(f"--{given[0]} is of decoding; `t2t score` decodes nothing")
     pairs = list(parallel(Path(args.source), Path(args.target)))
     _, tree, vocabulary, params, _ = opening.loaded(args)
     values = evaluate.score_pairs(tree.model, params, vocabulary, tree.task.given(pairs))

@@ -19,7 +19,7 @@ def average(args: Args) -> None:
         raise UserError("--average N is the mean of checkpoints, --ema that which training kept: give one of them")
     if args.ema:
         run, tree, _ = opening.opened(args)
-        params, steps = checkpoint.load_moving_mean(run.checkpoints, tree)
+        params, steps = checkpoint.load_moving_mean(run, tree)
     else:
         run, _, _, params, steps = opening.loaded(Args(**{**vars(args), "average": args.average or "5"}))
     folder = storage.folder(args.to or f"{run.folder}-{'ema' if args.ema else f'average{len(steps)}'}")
