@@ -17,12 +17,20 @@ if WORKER not in os.environ:  # one cache of compiled programs for all workers a
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t2t-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+LONGEST = ["distributed", "resume", "readme", "train", "decode", "notebooks", "storage"]  # files of tests
+
 import pytest  # noqa: E402 - JAX reads the environment when it is first imported, by whatever comes next
 
 
 def pytest_unconfigure():
     if WORKER not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no process has one left when the others are done."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)

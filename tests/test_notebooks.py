@@ -21,11 +21,11 @@ from t2t.trees import parse, words
 
 FOLDER = Path(__file__).parent.parent / "launch" / "colab"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-STEPS = 60
+STEPS = 40
 KNOBS = (
     "--model.vocab_size 500 --model.num_layers 1 --model.d_model 64 --model.d_ff 64 --model.num_heads 2 --model.d_k 16 "
     "--model.d_v 16 --optimizer.warmup_steps 30 --batching.shapes 1 --batching.max_length {longest} --log_every 20 "
-    "--decoding.beam {beam} --decoding.extra_length 4 --decoding.rows 16"
+    "--decoding.beam {beam} --decoding.extra_length 4 --decoding.rows 64"
 )
 
 

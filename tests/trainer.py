@@ -15,8 +15,14 @@ from t2t import train
 from t2t.__main__ import main
 from t2t.experiment import register
 
-if __name__ == "__main__":
+
+def trainer(words: list[str]) -> int:
+    """The exit code."""
     clock, faster = time.monotonic, float(os.environ.get("CLOCK", "1"))
     train.time = SimpleNamespace(monotonic=lambda: faster * clock())
-    register(toys.reversal_in(Path(sys.argv[1])))
-    sys.exit(main(sys.argv[2:]))
+    register(toys.reversal_in(Path(words[0])))
+    return main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(trainer(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""Processes of t2t that begin with all imported: forked from one that did nothing but import.
+
+They run, fail and are killed as any process; but each saves the seconds in which JAX is loaded.
+"""
+
+import atexit
+import itertools
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from t2t.data.corpora import Embedded
+from t2t.data.treebank import EmbeddedTrees
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["t2t.train", "t2t.evaluate", "t2t.translate", "t2t.cost", "t2t.report.page"])
+FEW = {"train": 8000, "dev": 40, "test": 40}  # pairs, or trees
+
+
+class Child:
+    """A process of `main(words)`, a function of a module, that gives its exit code; in use like `subprocess.Popen`."""
+
+    def __init__(
+        self, main: Callable[..., int], words: list[str], cwd: Path, env: Mapping[str, str], out: Path | None = None
+    ) -> None:
+        """What it writes to standard output goes to `out`; without one to `stderr`, as what it says."""
+        read, write = SERVER.Pipe(duplex=False)
+        with read, write:
+            self._process = SERVER.Process(target=_run, args=(main, words, str(cwd), dict(env), write, out))
+            self._process.start()
+            self.stderr = os.fdopen(os.dup(read.fileno()), errors="replace")
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; of one that a signal ended the signal's number, negative."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code at its end, or None when that does not come in time."""
+        self._process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        """What it says up to its end."""
+        with self.stderr as said:
+            found = said.read()
+        self.wait(timeout)
+        return None, found
+
+    def send_signal(self, number: int) -> None:
+        """To this process alone."""
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """By SIGKILL."""
+        self._process.kill()
+
+
+def _run(
+    main: Callable[..., int], words: list[str], cwd: str, env: dict[str, str], said: Connection, out: Path | None
+) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    os.dup2(said.fileno(), 2)
+    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if out else 2, 1)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    try:
+        sys.exit(main(words))
+    finally:
+        atexit._run_exitfuncs()  # which processes of multiprocessing end without
+
+
+def on_little_data(words: list[str]) -> int:
+    """`t2t` whose embedded corpora are small."""
+    from t2t.__main__ import main
+
+    pairs, trees = Embedded.pairs, EmbeddedTrees.trees
+    Embedded.pairs = lambda self, split: itertools.islice(pairs(self, split), FEW[split])
+    EmbeddedTrees.trees = lambda self, split: itertools.islice(trees(self, split), FEW[split])
+    return main(words)
