@@ -79,11 +79,16 @@ def _run(
         atexit._run_exitfuncs()  # which processes of multiprocessing end without
 
 
-def on_little_data(words: list[str]) -> int:
-    """`t2t` whose embedded corpora are small."""
-    from t2t.__main__ import main
-
+def have_little_data() -> None:
+    """The embedded corpora are small in this process from now on."""
     pairs, trees = Embedded.pairs, EmbeddedTrees.trees
     Embedded.pairs = lambda self, split: itertools.islice(pairs(self, split), FEW[split])
     EmbeddedTrees.trees = lambda self, split: itertools.islice(trees(self, split), FEW[split])
+
+
+def on_little_data(words: list[str]) -> int:
+    """`t2t` with small embedded corpora."""
+    from t2t.__main__ import main
+
+    have_little_data()
     return main(words)

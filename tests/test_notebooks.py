@@ -168,13 +168,17 @@ def test_a_run_may_be_kept_on_drive(path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working directory for all: the second notebook finds what the first trained."""
-    return tmp_path_factory.mktemp("notebooks")
+    """A working directory for all: the second notebook finds what the first trained, on little data."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text("import children\nchildren.have_little_data()\n")
+    return folder
 
 
 def executed(path, folder, longest=32, beam=2):
     """The outputs of each cell by its name: the text, and the pictures."""
-    env = toys.environment(folder)
+    there = [str(folder / "site"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    env = toys.environment(folder, PYTHONPATH=os.pathsep.join(filter(None, there)))
     env |= {"T2T_NOTEBOOK_STEPS": str(STEPS), "T2T_NOTEBOOK_KNOBS": KNOBS.format(longest=longest, beam=beam)}
     notebook = read(path)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute(env=env)
