@@ -90,7 +90,7 @@ def test_bfloat16_is_near_float32(function):
     found = value_and_gradients(function, True, 9, *half, SEGMENTS, SEGMENTS)
     assert {x.dtype for x in found} == {jnp.dtype("bfloat16")}
     dense = value_and_gradients(attention.attention, True, 9, Q, K, V, SEGMENTS, SEGMENTS)
-    assert_same([x.astype("f") for x in found], dense, close=0.1)
+    assert_same([x.astype("f") for x in found], dense, close=0.025)
 
 
 def largest_array(function, length, **how):
@@ -388,11 +388,14 @@ def test_what_does_not_go_together_is_refused(changes, message):
 
 
 def test_costs_are_those_of_the_model_and_not_of_the_way_it_is_computed():
-    found = {
-        name: cost.cost(override(get("quickstart"), {"model.attention": name}), None) for name in ("dense", "fused")
-    }
-    assert found["fused"]["flops_per_step"] == found["dense"]["flops_per_step"]
-    assert found["fused"]["memory_per_device"]["total"] > 0
+    """But for memory: a kernel keeps what blocks keep, which is no weights, float32 in each head of six attentions."""
+    kernels = ("dense", "blocked", "fused")
+    quickstart = override(get("quickstart"), {"mesh.data": 1})
+    found = [cost.cost(override(quickstart, {"model.attention": name}), None) for name in kernels]
+    assert len({each["flops_per_step"] for each in found}) == 1
+    dense, blocks, kernel = (each["memory_per_device"]["activations"] for each in found)
+    batch = found[0]["batch"]
+    assert kernel == blocks <= dense - 6 * 4 * batch["rows"] * 4 * batch["length"] ** 2
 
 
 def test_flops_of_restricted_attention_are_linear_in_the_length():

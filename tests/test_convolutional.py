@@ -205,7 +205,7 @@ def test_bfloat16_is_near_float32():
     batch = toys.batch_of(PAIRS)
     half = logits(batch, config=config(dtype="bfloat16"))
     assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, logits(batch), atol=0.05)
+    np.testing.assert_allclose(half, logits(batch), atol=0.015)
     assert {x.dtype for x in jax.tree.leaves(shapes(config(dtype="bfloat16")))} == {np.dtype(np.float32)}
 
 

@@ -1,5 +1,7 @@
 """Layouts over devices: each array where its letters say, less memory on each device, and the same step under pmap."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def test_the_pure_step_runs_under_pmap(toy):
     toy = override(toy, {"model.p_drop": 0.0})
     prepared = prepare(toy.task, Sizes(toy.model.vocab_size), lambda _: None)
     batch = TrainingBatches(prepared, toy.batching, toy.seed)[0]
-    state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))
+    state = jax.jit(lambda key: unboxed(train.init_state(toy, key)))(jax.random.key(toy.seed))
     _, whole = jax.jit(train.train_step, static_argnums=0)(toy, state, batch)
     split = jax.tree.map(lambda x: x.reshape(8, -1, x.shape[-1]), batch)
     copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), state)
@@ -101,18 +103,35 @@ def test_the_pure_step_runs_under_pmap(toy):
         np.testing.assert_allclose(np.sum(sums[name]), whole[name], rtol=1e-5)
 
 
+def trained(experiment, steps, folder):
+    return train.train(override(experiment, {"train_steps": steps}), folder, lambda _: None, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """Eight steps on one device."""
+    return trained(spread(toy, 1, 1, 1), 8, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def begun(toy, tmp_path_factory):
+    """The first four of them on eight."""
+    return trained(spread(toy, 2, 2, 2), 4, tmp_path_factory.mktemp("begun") / "run")
+
+
 @pytest.mark.parametrize("count", [1, 4])
-def test_a_checkpoint_goes_on_on_another_mesh(count, toy, tmp_path):
-    """Eight devices, then fewer; the same batches, dropout included."""
-    alone = spread(toy, 1, 1, 1)
-    for experiment, steps, where in (
-        (alone, 8, "whole"),
-        (spread(toy, 2, 2, 2), 4, "moved"),
-        (spread(toy, count, 1, 1), 8, "moved"),
-    ):
-        train.train(override(experiment, {"train_steps": steps}), tmp_path / where, lambda _: None, lambda *_: None)
-    found, expected = (checkpoint.load_params(run.Run(tmp_path / w), alone)[0] for w in ("moved", "whole"))
+def test_a_checkpoint_goes_on_on_another_mesh(count, toy, whole, begun, tmp_path):
+    """Eight devices, then fewer; the same batches, dropout included. A gradient's scale shows in its norm alone."""
+    shutil.copytree(begun.folder, tmp_path / "run")
+    moved = trained(spread(toy, count, 1, 1), 8, tmp_path / "run")
+    found, expected = (checkpoint.load_params(where, spread(toy, 1, 1, 1))[0] for where in (moved, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+    found, expected = (
+        [(row["step"], row["loss"], row["gradient_norm"]) for row in run.read_metrics(where) if row["split"] == "train"]
+        for where in (moved, whole)
+    )
+    assert len(found) == 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

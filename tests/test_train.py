@@ -1,9 +1,12 @@
 """Training: it learns, it resumes exactly, and the layout over devices changes nothing."""
 
+import functools
 import json
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,9 @@ import pytest
 
 from t2t import checkpoint, evaluate, run, train
 from t2t.data.vocabulary import Vocabulary, count_words
-from t2t.decode import decode
 from t2t.errors import UserError
 from t2t.experiment import override
-from t2t.sharding import unboxed
+from t2t.sharding import make_mesh, on, place
 
 
 def quietly(experiment, folder):
@@ -31,6 +33,17 @@ def weights(where, experiment):
 def rows(where):
     timings = {"seconds", "tokens_per_second"}
     return [{k: v for k, v in row.items() if k not in timings} for row in run.read_metrics(where)]
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """The run of the toy, trained without interruption."""
+    return quietly(toy, tmp_path_factory.mktemp("whole") / "run")[0]
+
+
+def copied(whole, folder):
+    """The same run, to be changed."""
+    return run.Run(shutil.copytree(whole.folder, folder))
 
 
 def test_it_learns_to_reverse(toy, tmp_path):
@@ -50,8 +63,7 @@ def test_it_learns_to_reverse(toy, tmp_path):
     assert written["scores"] == found["scores"] and len(translations) == 32
 
 
-def test_resumed_is_uninterrupted(toy, tmp_path):
-    whole, _ = quietly(toy, tmp_path / "whole")
+def test_resumed_is_uninterrupted(toy, whole, tmp_path):
     parts = tmp_path / "parts"
     for steps in (3, 7, 12):  # none of them where a line is logged or a checkpoint is due
         where, said = quietly(override(toy, {"train_steps": steps}), parts)
@@ -69,9 +81,7 @@ def test_resumed_is_uninterrupted(toy, tmp_path):
     assert [part["after_step"] for part in record["parts"]] == [0, 3, 7]
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(toy, tmp_path):
-    whole, _ = quietly(toy, tmp_path / "whole")
-
+def test_a_signal_saves_and_the_same_command_goes_on(toy, whole, tmp_path):
     def interrupt(step, *_):
         if step == 8:
             signal.raise_signal(signal.SIGTERM)
@@ -84,9 +94,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(toy, tmp_path):
     assert rows(where) == rows(whole)
 
 
-def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, tmp_path):
-    whole, _ = quietly(toy, tmp_path / "whole")
-
+def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, whole, tmp_path):
     def crash(step, *_):
         if step == 8:  # the last checkpoint is of step 5
             raise MemoryError
@@ -98,6 +106,34 @@ def test_a_crash_leaves_metrics_that_are_cut_and_mended(toy, tmp_path):
     where, _ = quietly(toy, tmp_path / "cut")
     assert rows(where) == rows(whole)
     jax.tree.map(np.testing.assert_array_equal, weights(whole, toy), weights(where, toy))
+
+
+def test_metrics_count_the_seconds_of_training(tmp_path, monkeypatch):
+    """From one logged step to the next, and not those of a pause."""
+    now, where = [0.0], run.Run(tmp_path)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with run.tensorboard(where, 0) as board:
+        log = train.Log(where, board, {})
+
+        def passes(step, seconds, tokens):
+            now[0] += seconds
+            sums = dict.fromkeys(("loss", "nll", "correct", "gradient_norm", "steps"), 1.0)
+            log.add(step, {**sums, "tokens": tokens})
+
+        passes(1, 2, 10)
+        with log.pause():
+            now[0] += 100
+        log.close(1, 0.5)
+        passes(2, 4, 6)
+        with log.pause():
+            log.total()
+            now[0] += 50
+        passes(3, 1, 9)
+        log.close(3, 0.5)
+    assert [(row["seconds"], row["tokens_per_second"], row["tokens"]) for row in run.read_metrics(where)] == [
+        (2, 5, 10),
+        (5, 3, 15),
+    ]
 
 
 def test_checkpoints_by_the_clock(toy, tmp_path, monkeypatch):
@@ -119,19 +155,17 @@ def test_checkpoints_by_the_clock(toy, tmp_path, monkeypatch):
     assert checkpoint.steps(where, experiment) == [9, 10, 11, 12]  # the average of two, and two more
 
 
-def test_trained_enough_is_said_and_nothing_is_done(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 2}), tmp_path / "run")
-    before = rows(where)
-    _, said = quietly(override(toy, {"train_steps": 2}), tmp_path / "run")
-    assert said[-1].endswith("trained for 2 steps already")
-    assert rows(where) == before
+def test_trained_enough_is_said_and_nothing_is_done(toy, whole, tmp_path):
+    where = copied(whole, tmp_path / "run")
+    _, said = quietly(toy, where.folder)
+    assert said[-1].endswith("trained for 12 steps already")
+    assert where.metrics.read_text() == whole.metrics.read_text()
 
 
-def test_what_a_run_folder_refuses(toy, tmp_path):
-    folder = tmp_path / "run"
-    where, _ = quietly(override(toy, {"train_steps": 1}), folder)
+def test_what_a_run_folder_refuses(toy, whole, tmp_path):
+    where = copied(whole, tmp_path / "run")
     with pytest.raises(UserError, match=r"model\.d_ff is 64 there, 96 here; use --run"):
-        quietly(override(toy, {"model.d_ff": 96}), folder)
+        quietly(override(toy, {"model.d_ff": 96}), where.folder)
     with pytest.raises(UserError, match="not empty and not a run folder"):
         quietly(toy, tmp_path)
     (tmp_path / "file").write_text("")
@@ -162,25 +196,27 @@ def test_weights_refuse_another_vocabulary(toy, tmp_path):
         run.load(where.folder)
 
 
-def test_an_unreadable_checkpoint_is_named(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
-    for file in (where.checkpoints / "1").rglob("*"):
+def test_an_unreadable_checkpoint_is_named(toy, whole, tmp_path):
+    where = copied(whole, tmp_path / "run")
+    for file in (where.checkpoints / "12").rglob("*"):
         if file.is_file() and "ocdbt" not in file.name and file.stat().st_size > 500:
             file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/1"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/12"):
         weights(where, toy)
-    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/1"):
-        quietly(toy, tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*/checkpoints/12"):
+        quietly(toy, where.folder)
 
 
-def test_the_average_is_the_plain_mean(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 12}), tmp_path / "run")
-    (mean, steps), (last, _) = (checkpoint.load_params(where, toy, n) for n in (2, 1))
+def test_the_average_is_the_plain_mean(toy, whole, tmp_path):
+    (mean, steps), (last, _) = (checkpoint.load_params(whole, toy, n) for n in (2, 1))
     assert steps == [10, 12]
-    other = weights(quietly(override(toy, {"train_steps": 10}), tmp_path / "ten")[0], toy)
+    shorter = copied(whole, tmp_path / "run")
+    shutil.rmtree(shorter.checkpoints / "12")
+    other = weights(shorter, toy)
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean, last, other)
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(other), strict=True))
     with pytest.raises(UserError, match="3 checkpoint"):
-        checkpoint.load_params(where, toy, 4)
+        checkpoint.load_params(whole, toy, 4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
@@ -192,60 +228,71 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
         weights(run.Run(tmp_path / "run"), toy)
 
 
-def test_reading_leaves_a_checkpoint_alone_that_is_being_written(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
-    unfinished = where.checkpoints / "2.orbax-checkpoint-tmp"
+def test_reading_leaves_a_checkpoint_alone_that_is_being_written(toy, whole, tmp_path):
+    where = copied(whole, tmp_path / "run")
+    unfinished = where.checkpoints / "13.orbax-checkpoint-tmp"
     unfinished.mkdir()
     weights(where, toy)
     assert unfinished.is_dir()
 
 
-def test_a_damaged_line_of_metrics_is_named(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    where = run.Run(tmp_path)
     where.metrics.write_text('{"step": 1}\n{"st\n{"step": 1}\n{"torn')
     with pytest.raises(UserError, match="line 2 is damaged"):
         run.read_metrics(where)
 
 
+@pytest.fixture(scope="module")
+def alone(toy):
+    """On one device, of a model that eight can split: the first batch's gradient and sums, dropout included."""
+    found, batch, said = first_gradient(override(toy, {"mesh.data": 1}))
+    assert batch.target.tokens.ndim == 2 and "computed in 1 part(s) on 1 device(s)" in said
+    assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(found))
+    return found
+
+
+def first_gradient(experiment):
+    """With the sums; the batch as the experiment's mesh has it; what training says of it."""
+    experiment = override(experiment, {"model.num_heads": 8, "model.d_k": 4, "model.d_v": 4})
+    mesh = make_mesh(experiment.mesh)
+    prepared = train.prepare(experiment.task, train.Sizes(experiment.model.vocab_size), lambda _: None)
+    share = train.share(experiment, mesh)
+    batches = train.TrainingBatches(prepared, experiment.batching, experiment.seed, share)
+    state = train.new_state(experiment, mesh)
+    with on(mesh):
+        found = jax.jit(functools.partial(train._gradient, experiment))(state, place(mesh, batches[0]))
+    return found, batches[0], train._numbers(experiment, mesh, state, batches.epochs)
+
+
+def assert_near(found, expected):
+    """The tolerance is that of sums taken in another order."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
 @pytest.mark.parametrize(("data", "fsdp", "model"), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_devices_change_nothing(toy, data, fsdp, model, tmp_path):
-    """Dropout is on. The tolerance is that of sums taken in another order, over three steps of Adam."""
-    toy = override(toy, {"model.num_heads": 8, "model.d_k": 4, "model.d_v": 4})
-    state = unboxed(train.init_state(toy, jax.random.key(toy.seed)))
-    step = jax.jit(train.train_step, static_argnums=0)
-    prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
-    batches = train.TrainingBatches(prepared, toy.batching, toy.seed)
-    for i in range(3):
-        state, _ = step(toy, state, batches[i])
-    spread = override(toy, {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.model": model, "train_steps": 3})
-    where, _ = quietly(spread, tmp_path / "run")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), state.params, weights(where, toy))
+def test_devices_change_nothing(toy, alone, data, fsdp, model):
+    found, _, said = first_gradient(override(toy, {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.model": model}))
+    assert "on 8 device(s)" in said
+    assert_near(found, alone)
 
 
 @pytest.mark.parametrize(("data", "tokens_per_device", "parts"), [(1, 64, 8), (2, 64, 4), (8, 16, 4)])
-def test_parts_change_nothing(toy, data, tokens_per_device, parts, tmp_path):
+def test_parts_change_nothing(toy, alone, data, tokens_per_device, parts):
     """The step's batch is the same in however many parts devices compute it, its dropout included."""
-    whole, said = quietly(override(toy, {"train_steps": 3}), tmp_path / "whole")
-    assert any("computed in 1 part(s) on 1 device(s)" in line for line in said)
-    small = {"mesh.data": data, "mesh.tokens_per_device": tokens_per_device, "train_steps": 3}
-    where, said = quietly(override(toy, small), tmp_path / "parts")
-    assert any(f"computed in {parts} part(s) on {data} device(s)" in line for line in said)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), weights(whole, toy), weights(where, toy))
+    small = {"mesh.data": data, "mesh.tokens_per_device": tokens_per_device}
+    found, batch, said = first_gradient(override(toy, small))
+    assert len(batch.target.tokens) == parts and f"computed in {parts} part(s) on {data} device(s)" in said
+    assert_near(found, alone)
 
 
 def test_the_step_is_pure(toy):
-    state = unboxed(train.init_state(toy, jax.random.key(0)))
+    """Traced twice: what a trace keeps, or draws, would be in the second."""
+    state = train.new_state(toy, make_mesh(toy.mesh))
     prepared = train.prepare(toy.task, train.Sizes(toy.model.vocab_size), lambda _: None)
     batch = train.TrainingBatches(prepared, toy.batching, toy.seed)[0]
-    step = jax.jit(train.train_step, static_argnums=0)
-    (first, sums), (second, again) = step(toy, state, batch), step(toy, state, batch)
+    steps = [jax.jit(functools.partial(train.train_step, toy)) for _ in range(2)]
+    (first, sums), (second, again) = (step(state, batch) for step in steps)
     jax.tree.map(np.testing.assert_array_equal, (first, sums), (second, again))
     assert int(first.step) == 1
     assert jnp.isfinite(sums["loss"])
-
-
-def test_decoding_reads_what_training_wrote(toy, tmp_path):
-    where, _ = quietly(override(toy, {"train_steps": 1}), tmp_path / "run")
-    sources = [[5, 6, 1]]
-    ((index, best),) = decode(toy.model.build(), weights(where, toy), sources, toy.decoding)
-    assert index == 0 and best and len(best[0].tokens) <= 3 + toy.decoding.extra_length
