@@ -156,12 +156,12 @@ def test_forced_scores_are_the_sum_of_next_log_probs():
 
 def test_many_sentences_come_back_under_their_own_numbers():
     rng = np.random.default_rng(0)
-    sources = [[*rng.integers(2, 5, n), 1] for n in rng.integers(0, 40, 30)]
+    sources = [[*rng.integers(2, 5, n), 1] for n in rng.integers(0, 20, 30)]
     config = DecodingConfig(beam=2, rows=8, extra_length=3)
     together = dict(decode.decode(MODEL, PARAMS, sources, config))
     assert sorted(together) == list(range(30))
-    for i in (0, 7, 29):
-        ((_, alone),) = decode.decode(MODEL, PARAMS, [sources[i]], config)
+    for i, source in enumerate(sources):
+        (_, alone), *_ = decode.decode(MODEL, PARAMS, [source] * 8, config)  # in programs that are there already
         assert_same(together[i], alone)
     assert all(len(h.tokens) <= len(sources[i]) + 3 for i, best in together.items() for h in best)
 
@@ -273,11 +273,11 @@ def test_restrict_keeps_the_top_k_and_the_nucleus():
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
-    """Rows of very different limits, some of them empty, so that arrays of 64, 32 ... and 4 rows are gone through."""
+    """Rows of very different limits, some of them empty, so that arrays of 16, 8 and 4 rows are gone through."""
     rng = np.random.default_rng(0)
-    sources = [[*rng.integers(2, 5, rng.integers(1, 7)).tolist(), EOS] for _ in range(64)]
-    limits = np.where(rng.random(64) < 0.1, 0, rng.integers(1, 5, 64))
-    limits[rng.permutation(64)[:12]] = rng.integers(8, 24, 12)
+    sources = [[*rng.integers(2, 5, rng.integers(1, 7)).tolist(), EOS] for _ in range(16)]
+    limits = np.where(rng.random(16) < 0.1, 0, rng.integers(1, 5, 16))
+    limits[rng.permutation(16)[:3]] = rng.integers(8, 24, 3)
     sizes = []
 
     def search(least):
@@ -295,7 +295,7 @@ def test_a_search_that_goes_on_with_few_rows_finds_the_same(beam, monkeypatch):
 
     for ours, theirs in zip(search(4), search(1000), strict=True):
         assert_same(ours, theirs)
-    assert set(sizes) == {64, 32, 16, 8, 4}
+    assert set(sizes) == {16, 8, 4}
     beam_search._advancing("cpu").clear_cache()
 
 

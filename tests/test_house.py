@@ -129,6 +129,7 @@ def test_no_file_of_odds_and_ends():
 # ------------------------------------------------------------------------------ Models
 
 
+@functools.cache
 def shapes(config):
     """The shapes of a model's weights; nothing is computed."""
     row = Sequences(*[jax.ShapeDtypeStruct((2, 8), np.int32)] * 3)

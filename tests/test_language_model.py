@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reference
 import toys
+from test_house import parameters
 
 from t2t import decode, experiment, train
 from t2t.batch import EOS, PAD, Batch, Sequences
@@ -411,10 +412,9 @@ BESIDE = {"baseline_language_model": "quickstart", "multi30k_language_model": "m
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
-def test_parameters_are_as_many_as_those_of_the_transformer_beside_it(t2t, name, count):
-    found = {each: json.loads(t2t("cost", each, "--json")[1]) for each in (name, BESIDE.get(name, name))}
-    assert found[name]["parameters"] == count
-    assert found[BESIDE.get(name, name)]["parameters"] == pytest.approx(count, rel=0.001)
+def test_parameters_are_as_many_as_those_of_the_transformer_beside_it(name, count):
+    assert parameters(experiment.get(name).model) == count
+    assert parameters(experiment.get(BESIDE.get(name, name)).model) == pytest.approx(count, rel=0.001)
 
 
 def test_list_show_and_diff(t2t):
@@ -427,7 +427,9 @@ def test_list_show_and_diff(t2t):
 
 def test_texts_without_sources_cost_one_side(t2t):
     """A row more of source positions, whose logits nobody asks for, is worth less than one of targets."""
-    texts, pairs = (json.loads(t2t("cost", name, "--json")[1]) for name in ("lm_quickstart", "baseline_language_model"))
+    names = ["lm_quickstart", "baseline_language_model"]
+    texts, pairs = (json.loads(t2t("cost", name, "--json")[1]) for name in names)
+    assert [texts["parameters"], pairs["parameters"]] == [COUNTS[name] for name in names]
     a_layer = 128 * 4 * 4 * 32 + 2 * 128 * 256
     per_token = [6 * (layers * a_layer * sides + 128 * 2000) for layers, sides in ((4, 1), (5, 2))]
     for found, least in zip((texts, pairs), per_token, strict=True):

@@ -110,6 +110,13 @@ def test_local_repeats_what_was_stopped(job, cluster, codes, code, times):
     assert found[:2] == (code, [train("local")] * times)
 
 
+@pytest.mark.parametrize(("devices", "seen"), [(["--run", "runs/x"], None), (["--devices", "8"], "0,1,2,3,4,5,6,7")])
+def test_local_trains_on_the_devices_asked_for(job, cluster, monkeypatch, devices, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    noting = "print(os.environ.get('CUDA_VISIBLE_DEVICES'), file=sys.stderr)"
+    assert cluster(job("local", *devices), t2t=noting)[2].startswith(f"{seen}\n")
+
+
 def test_local_stops_when_told_to(job, cluster, tmp_path):
     waits = "import signal, time; signal.signal(15, lambda *_: sys.exit(75)); print('on', flush=True); time.sleep(60)"
     cluster(job("local"), t2t="")
@@ -248,19 +255,20 @@ def test_skypilot(job, cluster, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("devices", "platform", "flag"),
+    ("devices", "platform", "flags"),
     [
-        (["--run", "runs/x"], "cpu", ""),
-        (["--devices", "8"], "cuda12", "--gpus=8"),
-        (["--devices", "tpu"], "tpu", "--privileged"),
+        (["--run", "runs/x"], "cpu", []),
+        (["--devices", "8"], "cuda12", ["--gpus=8"]),
+        (["--devices", "tpu"], "tpu", ["--privileged", "--network=host"]),
     ],
 )
-def test_docker(job, cluster, devices, platform, flag):
+def test_docker(job, cluster, devices, platform, flags):
     text = job("docker", *devices)
     assert f"\nARG PLATFORM={platform}\n" in text and '"jax[$PLATFORM]"' in text
     (line,) = re.findall("^# +(docker run .*)$", text, re.MULTILINE)
     _, (call,), _ = cluster(line, docker="")
-    assert call[call.index("t2t") :][:3] == train("docker")[:3] and call[-1] == FOLDER and flag in " ".join(call)
+    assert call[call.index("t2t") :][:3] == train("docker")[:3] and call[-1] == FOLDER
+    assert call[: call.index("--stop-timeout=120")] == ["docker", "run", "--rm", *flags]
 
 
 # ------------------------------------------------------------------------------ What every script says
@@ -274,17 +282,31 @@ def test_a_script_says_where_things_go(job, kind):
     assert re.search(r"@\{(?!cost)", text) is None  # only what the experiment is called
 
 
-@pytest.mark.parametrize(
-    ("words", "devices"),
-    [("--on local", 8), ("--on docker --devices 4", 4), ("--on slurm --devices 2x8 --mesh.fsdp 2", 16)],
-)
-def test_a_script_says_what_training_costs(t2t, words, devices):
-    found = cost.cost(override(get("quickstart"), {"mesh.data": devices}), 1e-4)
+def test_a_script_says_what_training_costs(t2t):
+    found = cost.cost(override(get("quickstart"), {"mesh.data": 16}), 1e-4)
     size = f"Cost: {found['parameters']:,} parameters, {cost.short(found['train_flops'])} FLOPs in 3,300 steps; "
-    hours = f"{found['hours']:,.2f} hours if each of {devices} device(s) sustains 0.0001 TFLOP/s\n"
-    words = ["launch", "quickstart", "--dry-run", *words.split()]
+    hours = f"{found['hours']:,.2f} hours if each of 16 device(s) sustains 0.0001 TFLOP/s\n"
+    words = ["launch", "quickstart", "--dry-run", "--on", "slurm", "--devices", "2x8", "--mesh.fsdp", "2"]
     assert size + hours in t2t(*words, "--rate", "1e-4")[1]
     assert size + "hours are not known without a measured --rate\n" in t2t(*words)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "mesh"),
+    [
+        ("--on local", (-1, 1)),
+        ("--on docker --devices 4", (4, 1)),
+        ("--on slurm --devices 2x8 --mesh.fsdp 2", (8, 2)),
+        ("--on slurm --devices 8 --mesh.data 2 --mesh.fsdp 4", (2, 4)),
+    ],
+)
+def test_costs_are_of_the_devices_asked_for(t2t, monkeypatch, words, mesh):
+    """Of all that are here, where none are asked for."""
+    asked = []
+    nothing = {"parameters": 0, "train_flops": 0, "train_steps": 0}
+    monkeypatch.setattr(cost, "cost", lambda experiment, rate: asked.append(experiment.mesh) or nothing)
+    assert t2t("launch", "quickstart", "--dry-run", *words.split())[0] == 0
+    assert [(each.data, each.fsdp, each.model) for each in asked] == [(*mesh, 1)]
 
 
 @pytest.mark.parametrize("kind", SHELL)
@@ -330,6 +352,7 @@ def test_chips_and_hosts_make_the_topology():
         sides = [int(side) for side in tpu.topologies[chips].split("x")]
         product = sides[0] * sides[1] * (sides[2] if sides[2:] else 1)
         assert product == chips == found.number == found.values["hosts"] * found.values["chips"]
+        assert found.values["hosts"] == 1 or found.values["chips"] == 4
 
 
 @pytest.mark.parametrize(
@@ -426,6 +449,7 @@ def test_a_script_is_handed_to_what_runs_it(t2t, cluster, tmp_path, monkeypatch,
     (tmp_path / "t2t" / "launch.py").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("T2T_IMAGE", "image")
+    monkeypatch.setattr(launch, "cost_line", lambda *_: "unknown")
     words = ["launch", "quickstart", "--on", kind, *EVERY[kind]]
     code, out, err = t2t(*words)
     (call,) = (json.loads(line) for line in (tmp_path / "calls").read_text().splitlines())
@@ -455,6 +479,7 @@ def test_local_takes_the_place_of_t2t(cluster):
 def test_what_is_missing_is_said(t2t, monkeypatch, tmp_path, words, complaint):
     here = {"xpk", "docker"}
     monkeypatch.setattr(shutil, "which", lambda name: name if name in here else None)
+    monkeypatch.setattr(launch, "cost_line", lambda *_: "unknown")
     monkeypatch.chdir(tmp_path)
     kind = words.split()[-1]
     code, out, err = t2t("launch", "quickstart", *words.split(), *EVERY[kind])

@@ -299,7 +299,7 @@ def test_content_cannot_leave_its_element():
     text = {"a": [HOSTILE, "\u2028\u2029", "<!--<script>", "]]>"], "b": 0.5}
     found = html.embedded(text)
     assert "<" not in found and "\u2028" not in found and json.loads(found) == text
-    assert json.loads(html.embedded(["a\ud800b"])) == ["a???b"] or "\ufffd" in html.embedded(["a\ud800b"])
+    assert json.loads(html.embedded(["a\ud800b"])) == ["a\ufffd\ufffd\ufffdb"]
     with pytest.raises(ValueError, match="JSON"):
         html.embedded(float("nan"))
 

@@ -4,6 +4,7 @@ import collections
 import fcntl
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,20 +188,27 @@ def test_what_was_interrupted_is_gone_on_with(path, tmp_path, monkeypatch, kille
     assert again.report == whole.report
 
 
-def test_another_process_is_waited_for(path, cache):
+@pytest.mark.parametrize("there", [True, False])
+def test_another_process_is_waited_for(path, there):
     """It holds the lock; when it lets go, the folder is there or is made."""
-    folder = prepare(translation(path), Sizes(SIZE), quiet).folder
-    away = folder.rename(folder.with_name("away"))
-    said = []
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=lambda: prepare(translation(path), Sizes(SIZE), said.append))
-        waiting.start()
-        while not said:
-            pass
-        away.rename(folder)
-    waiting.join()
-    assert said == [f"another process is preparing {folder}; waiting for it"]
+    whole = prepare(translation(path), Sizes(SIZE), quiet)
+    before, away = contents(whole.folder), whole.folder.rename(whole.folder.with_name("away"))
+    said, waits = [], threading.Event()
+
+    def say(message):
+        said.append(message)
+        waits.set()
+
+    with ThreadPoolExecutor() as pool:
+        with open(whole.folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = pool.submit(prepare, translation(path), Sizes(SIZE), say)
+            assert waits.wait(30)
+            if there:
+                away.rename(whole.folder)
+        assert found.result().report == whole.report
+    assert contents(whole.folder) == before and away.exists() != there
+    assert said[0] == f"another process is preparing {whole.folder}; waiting for it" and there == (len(said) == 1)
 
 
 @pytest.mark.parametrize("file", ["report.json", "shared.model", "source.tokens", "target.lengths.npy"])

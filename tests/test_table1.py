@@ -102,10 +102,10 @@ def small():
 
 def test_what_is_measured(small):
     assert small["middle"] == {"n": 32, "d": 16} and small["dtype"] == "float32"
-    for row in small["rows"]:
-        assert row["paper"] == table1.PAPER[row["row"]]._asdict()
-        if row["refused"]:
-            continue
+    assert all(row["paper"] == table1.PAPER[row["row"]]._asdict() for row in small["rows"])
+    measured = [row for row in small["rows"] if not row["refused"]]
+    assert [row["layer"] for row in measured] == ["self-attention", "recurrent (LSTM)"]
+    for row in measured:
         assert [(each["n"], each["d"]) for each in row["measured"]["n"]] == [(16, 16), (32, 16)]
         assert [(each["n"], each["d"]) for each in row["measured"]["d"]] == [(32, 8), (32, 16)]
         assert row["measured"]["n"][1] == row["measured"]["d"][1]  # one measurement, in both
