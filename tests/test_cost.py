@@ -26,8 +26,10 @@ def count(function, *arguments):
 # ------------------------------------------------------------------------------ Parameters, and the paper's FLOPs
 
 
-def test_parameters():
-    assert cost.cost(QUICKSTART, None)["parameters"] == closed_formula(QUICKSTART.model)
+def test_parameters_and_devices():
+    """As many devices as are here, where the mesh does not say."""
+    found = cost.cost(override(QUICKSTART, {"mesh.data": -1, "mesh.fsdp": 2}), None)
+    assert found["parameters"] == closed_formula(QUICKSTART.model) and found["devices"] == jax.device_count() == 8
 
 
 @pytest.mark.parametrize(("hours", "flops"), [(12, "3.3e+18"), (84, "2.3e+19"), (None, None)])
