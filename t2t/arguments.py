@@ -76,8 +76,8 @@ def _take_knobs(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, s
 
 def of_a_run(knob: str) -> bool:
     """Whether it can still change when a run is trained: how products are computed is no part of what was learned."""
-    of_a_run = knob.startswith(OF_A_RUN) and not knob.startswith(OF_TRAINING)
-    return of_a_run or knob in ("model.attention", "model.dtype")
+    told_anew = knob.startswith(OF_A_RUN) and not knob.startswith(OF_TRAINING)
+    return told_anew or knob in ("model.attention", "model.dtype")
 
 
 def _takes(verb: Verb, knob: str) -> bool:

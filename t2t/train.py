@@ -50,19 +50,17 @@ Show = Callable[[int, float, float], None]
 Shape = tuple[int, ...]
 Compiled = dict[tuple[Shape, Shape], Any]  # steps (state, batch) -> (state, sums), by `shapes_of` their batches
 
-ON_DEV = "the loss on dev"
-
 
 class Stopped(Exception):
     """A signal ended training; the state was saved first."""
 
 
 class NotFinite(Exception):
-    """Something of a step, or after it, is infinite or no number."""
+    """Something of a step, or after it, is infinite or no number. `of_batch`: the step's batch is what to look at."""
 
-    def __init__(self, step: int, what: str = "loss or gradient") -> None:
+    def __init__(self, step: int, what: str = "loss or gradient", of_batch: bool = True) -> None:
         super().__init__(step, what)
-        self.step, self.what = step, what
+        self.step, self.what, self.of_batch = step, what, of_batch
 
 
 @flax.struct.dataclass
@@ -251,15 +249,16 @@ def _begun(
 
 
 def _not_finite(where: Run, broken: NotFinite, prepared: Prepared, experiment: Experiment) -> str:
-    """Writes the pairs of the step's batch, if it is what broke; what there is to say."""
+    """Writes the pairs of the step's batch, if that is what to look at; what there is to say."""
     step, kept = broken.step, "the checkpoints before it are kept"
-    if broken.what == ON_DEV:
-        return f"{ON_DEV} is not finite at step {step:,}; {kept}"
+    said = f"{broken.what} is not finite at step {step:,}"
+    if not broken.of_batch:
+        return f"{said}; {kept}"
     batch = TrainingBatches(prepared, experiment.batching, experiment.seed)[step - 1]
     file = "its first process's run folder"
     if distributed.first():
         file = run.write_batch(where, step, texts(batch, prepared.vocabulary))
-    return f"{broken.what} is not finite at step {step:,}: its batch is in {file}; {kept}"
+    return f"{said}: its batch is in {file}; {kept}"
 
 
 class Due:
@@ -342,7 +341,7 @@ def _on_dev(experiment: Experiment, state: TrainState, dev: list[Batch], step: i
     """`perplexity` of dev; raises NotFinite when its loss is not."""
     found = perplexity(experiment.model.build(), state.params, dev)
     if not np.isfinite(found["loss"]):
-        raise NotFinite(step, ON_DEV)
+        raise NotFinite(step, "the loss on dev", of_batch=False)
     return found
 
 

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,25 +40,24 @@ class Child:
         """None while it runs; of one that a signal ended the signal's number, negative."""
         return self._process.exitcode
 
-    def poll(self) -> int | None:
-        """The same."""
+    def wait(self) -> int | None:
+        """The exit code, at its end."""
+        self._process.join()
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code at its end, or None when that does not come in time."""
-        self._process.join(timeout)
-        return self.returncode
-
-    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
-        """What it says up to its end."""
+    def communicate(self, timeout: float = 600) -> tuple[None, str]:
+        """What it says up to its end; after so many seconds it is killed."""
+        patience = threading.Timer(timeout, self.kill)
+        patience.start()
         with self.stderr as said:
             found = said.read()
-        self.wait(timeout)
+        self.wait()
+        patience.cancel()
         return None, found
 
     def send_signal(self, number: int) -> None:
         """To this process alone."""
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """By SIGKILL."""

@@ -17,9 +17,9 @@ if WORKER not in os.environ:  # one cache of compiled programs for all workers a
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t2t-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-LONGEST = ["distributed", "resume", "readme", "train", "decode", "notebooks", "storage"]  # files of tests
-
 import pytest  # noqa: E402 - JAX reads the environment when it is first imported, by whatever comes next
+
+LONGEST = ["distributed", "resume", "readme", "train", "decode", "notebooks", "storage"]  # files of tests
 
 
 def pytest_unconfigure():

@@ -78,7 +78,7 @@ def kill_at_a_random_moment(process, rng):
         if re.search(begun, line):
             break
     time.sleep(rng.uniform(0, longest))
-    alive = process.poll() is None
+    alive = process.returncode is None
     process.kill()
     process.wait()
     process.stderr.close()
