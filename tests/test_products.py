@@ -1,6 +1,7 @@
 """Products of arrays: the einsum they are written as, in value and gradient, and in the types that they promise."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 
 from t2t.batch import Batch
+from t2t.cost import abstract_batch
 from t2t.data.batching import fill
 from t2t.decode import beam_search
 from t2t.experiment import get, override
 from t2t.models import products
-from t2t.models.products import einsum, linear, product
+from t2t.models.products import add_bias, einsum, linear, product
 from t2t.sharding import unboxed
-from t2t.train import init_state, train_step
+from t2t.train import abstract_state, init_state, train_step
 
 KINDS = ("recurrent", "convolutional", "language_model")
 
@@ -70,6 +72,32 @@ def test_sums_of_bfloat16_are_float32(result):
     """A sum of ones in bfloat16 ends at 256: 256 + 1 is 256 there."""
     ones = jnp.ones((1, 4096), jnp.bfloat16)
     assert jax.jit(lambda a, b: einsum("ij,kj->ik", a, b, result))(ones, ones).item() == 4096
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+def test_a_bias_is_added_in_the_type_of_what_it_is_added_to_and_its_gradient_summed_in_float32(shape, dtype):
+    """Against float64 NumPy, as exactly as float32 sums what bfloat16 could not tell from 256."""
+    draw = np.random.default_rng(0)
+    y, dy = (jnp.asarray(draw.normal(1, 1, (40, 50, *shape)), dtype) for _ in range(2))
+    bias = jnp.asarray(draw.normal(size=shape), "float32")
+    added, gradients = jax.vjp(add_bias, y, bias)
+    to_y, to_bias = gradients(dy)
+    assert (added.dtype, to_y.dtype, to_bias.dtype) == (dtype, dtype, "float32")
+    np.testing.assert_array_equal(added, y + bias.astype(dtype))
+    np.testing.assert_array_equal(to_y, dy)
+    np.testing.assert_allclose(to_bias, np.asarray(dy, "d").sum((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "baseline_convolutional", "baseline_language_model"])
+def test_no_gradient_is_summed_in_bfloat16(name):
+    """Such sums are inexact, and slow on a CPU: the step as traced has none."""
+    half = override(get(name), {"model.dtype": "bfloat16", "model.num_layers": 1})
+    traced = str(
+        jax.make_jaxpr(functools.partial(train_step, half))(unboxed(abstract_state(half)), abstract_batch(half))
+    )
+    assert re.search(r":f32\[[\d,]*\] = reduce_sum\[", traced)
+    assert not re.search(r":bf16\[[\d,]*\] = reduce_sum\[", traced)
 
 
 @pytest.mark.parametrize(("fast", "given"), [(True, "bf16"), (False, "f32")])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from t2t.batch import PAD, Sequences
 from t2t.knobs import Count, Probability, Range, Whole
 from t2t.models.dropout import Dropout
-from t2t.models.products import letters, linear, product
+from t2t.models.products import add_bias, letters, linear, product
 from t2t.models.transformer import Mask, scan_layers, shift_right, taken_apart
 from t2t.sharding import constrain, named
 
@@ -332,4 +332,4 @@ class Affine(nn.Module):
         bias = self.param("bias", named(nn.initializers.zeros, kept), shape_kept)
         weight = direction * (norm * jax.lax.rsqrt(jnp.square(direction).sum(summed)))
         y: Any = linear(self.equation, self.dtype, x, weight)
-        return constrain(y + bias.astype(self.dtype), y_axes)
+        return constrain(add_bias(y, bias), y_axes)

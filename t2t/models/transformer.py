@@ -21,7 +21,7 @@ from t2t.errors import UserError
 from t2t.knobs import Count, Positive, Probability, Range, Whole
 from t2t.models.attention import Mask, attend
 from t2t.models.dropout import Dropout
-from t2t.models.products import einsum, letters, linear
+from t2t.models.products import add_bias, einsum, letters, linear
 from t2t.sharding import constrain, named, unboxed
 
 Cache = dict[str, Any]
@@ -453,7 +453,7 @@ class Linear(nn.Module):
         y: Any = linear(self.equation, self.dtype, x, weight)
         if self.bias:
             bias = self.param("bias", named(nn.initializers.zeros, self.bias), [self.sizes[a] for a in self.bias])
-            y = y + bias.astype(self.dtype)
+            y = add_bias(y, bias)
         return constrain(y, y_axes)
 
 
