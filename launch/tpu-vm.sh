@@ -24,7 +24,7 @@ setup() {
     gcloud compute tpus tpu-vm scp "$archive" "$name:t2t.tar.gz" --worker=all &&
     everywhere 'mkdir -p t2t && tar -xzf t2t.tar.gz -C t2t && python3 -m pip install --quiet --user uv &&
       python3 -m uv venv --quiet --allow-existing --python 3.12 t2t-venv &&
-      python3 -m uv pip install --quiet --python t2t-venv "./t2t[gcs]" "jax[tpu]"' || return 1
+      python3 -m uv pip install --quiet --python t2t-venv "./t2t[gcs,tfds]" "jax[tpu]"' || return 1
 }
 train() {
   setup || return

@@ -13,13 +13,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2t import cost, storage
 from t2t.data.corpora import SPLITS, Text
 from t2t.data.prepare import cache_folder
+from t2t.data.tfds import Tfds
 from t2t.data.treebank import Trees
 from t2t.errors import UserError, unknown
 from t2t.experiment import Experiment, override
@@ -193,24 +194,41 @@ def _check_folder(kind: Kind, run: str) -> None:
 
 
 def _check_files(experiment: Experiment) -> None:
-    """Raises UserError for a file of this machine: those that the job runs on have none of them."""
-    named = {"init_from": experiment.init_from, **_files(experiment.task, "task")}
-    for path, value in named.items():
-        if value and "://" not in value and not os.path.isabs(os.path.expanduser(value)):
-            raise UserError(f"--{path} {value}: here it is an absolute path that all its machines mount")
+    """Raises UserError for a file of this machine, or data that lie there: those that the job runs on have neither."""
+    allowed = "an absolute path that all its machines mount"
+    for path, value in _files(experiment).items():
+        if value and not _everywhere(path, value):
+            raise UserError(f"--{path} {value}: here it is {allowed}")
+    for path, part in _parts(experiment.task, "task"):
+        if isinstance(part, Tfds) and not (part.mirror or part.data_dir):
+            raise UserError(
+                f"--{path}.mirror is missing: its machines do not have {part.dataset}; here it is the address "
+                f"(gs://, https://) of a folder with it prepared as ArrayRecord; or --{path}.data_dir, {allowed}"
+            )
 
 
-def _files(part: Any, path: str) -> dict[str, str]:
-    """The files and folders that a part of an experiment names, by knob; of what lies in a folder the folder alone."""
-    if not dataclasses.is_dataclass(part):
-        return {}
-    names = ["vocabulary", "folder", "data_dir", "automatic"]
-    if isinstance(part, Text | Trees) and not part.folder:
-        names += SPLITS
-    found = {f"{path}.{name}": getattr(part, name, "") for name in names}
-    for field in dataclasses.fields(part):
-        found |= _files(getattr(part, field.name), f"{path}.{field.name}")
+def _everywhere(path: str, value: str) -> bool:
+    address = "://" in value and path.endswith(("init_from", "mirror"))
+    return address or os.path.isabs(os.path.expanduser(value))
+
+
+def _files(experiment: Experiment) -> dict[str, str]:
+    """The files and folders that an experiment names, by knob; of what lies in a folder the folder alone."""
+    found = {"init_from": experiment.init_from}
+    for path, part in _parts(experiment.task, "task"):
+        names = ["vocabulary", "folder", "data_dir", "mirror", "automatic"]
+        if isinstance(part, Text | Trees) and not part.folder:
+            names += SPLITS
+        found |= {f"{path}.{name}": getattr(part, name, "") for name in names}
     return found
+
+
+def _parts(part: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """A dataclass with the prefix of its knobs, and those within it."""
+    if dataclasses.is_dataclass(part):
+        yield path, part
+        for field in dataclasses.fields(part):
+            yield from _parts(getattr(part, field.name), f"{path}.{field.name}")
 
 
 def _values(train: Sequence[str], run: str) -> dict[str, object]:

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 
 class Object(NamedTuple):
     content: bytes
@@ -182,10 +184,13 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """The address of a server with one bucket, "bucket"."""
-    with Server() as server:
+    """The address of the only bucket of a server that is taken for Google's, in this process and those it starts."""
+    with Server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", server.address)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google itself what kind a bucket is
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield server.address
+        yield "gs://bucket"
         server.shutdown()
         thread.join()

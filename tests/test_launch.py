@@ -408,17 +408,28 @@ def test_a_mistake_is_one_line_and_exit_code_2(t2t, words, complaint):
         ("own_small", "--task.corpus.train data/x.tsv"),
         ("wsj_semi", "--task.treebank."),
         ("quickstart", ""),
-        ("ende_base", ""),
+        ("ende_base", "--task.corpus.mirror is missing: its machines do not have wmt14_translate/de-en"),
+        ("ende_base --task.corpus.mirror data", "--task.corpus.mirror data"),
+        ("ende_base --task.corpus.data_dir gs://b/data", "--task.corpus.data_dir gs://b/data"),
+        ("ende_base --task.corpus.data_dir /data", ""),
+        ("ende_base --task.corpus.mirror gs://b/data", ""),
     ],
 )
 def test_a_file_of_this_machine_is_no_file_of_the_job_s(t2t, monkeypatch, name, named):
     monkeypatch.setattr(launch, "cost_line", lambda *_: "unknown")
-    words = ["--task.corpus.train", "data/x.tsv"] if name == "own_small" else []
+    name, *words = name.split()
+    words += ["--task.corpus.train", "data/x.tsv"] if name == "own_small" else []
     code, out, err = t2t("launch", name, "--on", "tpu-vm", *EVERY["tpu-vm"], "--dry-run", *words)
     if named:
         assert (code, out) == (2, "") and err.startswith(f"t2t: {named}") and "absolute path" in err
     else:
         assert code == 0
+
+
+@pytest.mark.parametrize("template", ["tpu-vm.sh", "skypilot.yaml", "Dockerfile"])
+def test_what_is_installed_reads_buckets_and_the_paper_s_data(template):
+    (extras,) = re.findall(r'install .*"\S*\[([a-z,]+)\]" "jax', (launch.TEMPLATES / template).read_text())
+    assert extras.split(",") == ["gcs", "tfds"]
 
 
 def test_a_network_that_fails_deletes_no_tpu(job, cluster, monkeypatch):

@@ -26,11 +26,8 @@ WORDS = ["--train_steps", "90", "--checkpoint_every", "30", "--evaluate_every", 
 @pytest.fixture(scope="module")
 def bucket():
     """The address of a bucket."""
-    with buckets.serving() as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", address)
-        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google itself what kind a bucket is
-        yield "gs://bucket"
+    with buckets.serving() as address:
+        yield address
 
 
 @pytest.fixture

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import buckets
 import pytest
 
+from t2t import storage
 from t2t.__main__ import main
 from t2t.data import tfds as ours
 from t2t.data.corpora import Embedded
@@ -107,6 +110,7 @@ def test_what_is_refused(data_dir, tmp_path):
     refused(lambda: corpus(data_dir, dev="valid").pairs("dev"), "'valid'", "did you mean validation?")
     refused(lambda: Tfds(DATASET, "en", "fr", data_dir=str(data_dir)).pairs("dev"), "language", "'fr'")
     refused(lambda: corpus(tmp_path).pairs("dev"), f"no data set {DATASET} in {tmp_path}", "t2t[tensorflow]", "mirror")
+    refused(lambda: corpus("gs://b/data").pairs("dev"), "--task.corpus.data_dir gs://b/data: a folder", "mirror")
     refused(lambda: Tfds(f"{DATASET}:2.0.0", "en", "de", data_dir=str(data_dir)).pairs("dev"), "2.0.0")
     broken = tmp_path / DATASET / "1.0.0"
     broken.mkdir(parents=True)
@@ -137,9 +141,18 @@ def address(data_dir):
     server.server_close()
 
 
-@pytest.mark.parametrize("served", [True, False], ids=["http", "folder"])
-def test_a_mirror_is_copied_once(data_dir, address, tmp_path, monkeypatch, served):
-    mirrored = corpus(tmp_path, mirror=address if served else str(data_dir))
+@pytest.fixture(scope="module")
+def bucket(data_dir):
+    """The same in a bucket."""
+    with buckets.serving() as address:
+        for file in filter(Path.is_file, data_dir.rglob("*")):
+            (storage.folder(f"{address}/data") / file.relative_to(data_dir)).write_bytes(file.read_bytes())
+        yield f"{address}/data"
+
+
+@pytest.mark.parametrize("kind", ["address", "data_dir", "bucket"])
+def test_a_mirror_is_copied_once(kind, tmp_path, monkeypatch, data_dir, request):
+    mirrored = corpus(tmp_path, mirror=str(request.getfixturevalue(kind)))
     assert list(mirrored.pairs("dev")) == list(corpus(data_dir).pairs("dev"))
     monkeypatch.setattr(ours, "fetch", None)
     assert list(mirrored.pairs("train")) == list(corpus(data_dir).pairs("train"))
@@ -174,7 +187,8 @@ def test_a_text_that_is_not_utf_8_is_kept_for_preparing_and_refused_elsewhere():
         ours._text(b"gr\xfcn", "dev")
 
 
-def test_a_mirror_that_fails_leaves_nothing(data_dir, address, tmp_path):
+def test_a_mirror_that_fails_leaves_nothing(data_dir, address, bucket, tmp_path):
+    refused(lambda: corpus(tmp_path, mirror=f"{bucket}/x").pairs("dev"), "cannot fetch", "mirror", "gs://bucket/data/x")
     refused(lambda: corpus(tmp_path, mirror="http://127.0.0.1:9").pairs("dev"), "cannot fetch", "mirror")
     refused(
         lambda: Tfds("wmt14_translate/fr-en", "en", "fr", str(tmp_path), address).pairs("dev"),

@@ -36,7 +36,7 @@ class Tfds:
     source: str  # the feature that is the source sentence, a two-letter code
     target: str  # the feature that is the target sentence
     data_dir: str = ""  # folder of prepared data sets; "": $TFDS_DATA_DIR, or ~/tensorflow_datasets
-    mirror: str = ""  # address or folder of prepared data sets, laid out alike: fetched from there if not in data_dir
+    mirror: str = ""  # folder or address (gs, https) of prepared data sets, laid out alike: copied if not in data_dir
     train: str = "train"  # the split with the training pairs
     dev: str = "validation"  # the split that guides development: newstest2013 in wmt14_translate
     test: str = "test"  # the split to report on: newstest2014 in wmt14_translate
@@ -73,6 +73,8 @@ class Tfds:
             UserError: it is not there and cannot be had, or a package is missing.
         """
         tfds = _package()
+        if "://" in self.data_dir:
+            raise UserError(f"--task.corpus.data_dir {self.data_dir}: a folder; an address is --task.corpus.mirror's")
         root = Path(os.path.expanduser(self.data_dir or os.environ.get("TFDS_DATA_DIR") or DATA_DIR))
         folder = _newest(root, self.dataset)
         if not folder:
@@ -161,10 +163,10 @@ def _first_line(error: Exception) -> str:
 def fetch(mirror: str, dataset: str, root: Path) -> Path:
     """Copies a prepared data set (version 1.0.0 unless named) from `mirror` into `root`, whole or not at all.
 
-    `mirror` is an address (http, https, file) or a folder. Every file that dataset_info.json counts is fetched.
+    `mirror` is an address (gs, http, https, file) or a folder. Every file that dataset_info.json counts is fetched.
 
     Raises:
-        UserError: the mirror cannot be reached or lacks a file.
+        UserError: the mirror cannot be reached or lacks a file, or what reads buckets is not installed.
     """
     name, _, version = dataset.partition(":")
     version = version or "1.0.0"
@@ -174,11 +176,13 @@ def fetch(mirror: str, dataset: str, root: Path) -> Path:
         with _alone(root, dataset):
             if not _newest(root, f"{name}:{version}"):
                 _copy_all(source, place)
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, *storage.errors()) as error:
+        what = f"cannot fetch {dataset} from {source} (--task.corpus.mirror)"
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or _first_line(error)
-        raise UserError(f"cannot fetch {dataset} from {source}: {reason} (--task.corpus.mirror)") from None
+        if isinstance(error, urllib.error.URLError):
+            raise UserError(f"{what}: {error.reason}") from None
+        raise storage.failed(what, error) from None
     return place
 
 
@@ -209,6 +213,10 @@ def _shards(info: dict[str, Any]) -> Iterator[str]:
 
 
 def _copy(source: str, place: Path) -> None:
+    if source.startswith(storage.BUCKET):
+        with storage.folder(source).open("rb") as there, open(place, "wb") as here:
+            shutil.copyfileobj(there, here)
+        return
     address = source if urllib.parse.urlparse(source).scheme else Path(os.path.expanduser(source)).absolute().as_uri()
     with contextlib.closing(urllib.request.urlopen(address, timeout=60)) as there, open(place, "wb") as here:
         shutil.copyfileobj(there, here)
