@@ -1,6 +1,8 @@
 """Words of a command line to a verb, its options and knobs; complaints of one line that name the nearest match."""
 
 import argparse
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -19,13 +21,18 @@ class Option(NamedTuple):
 
 
 class Verb(NamedTuple):
-    """One thing that t2t does. `knobs`: whose fields it takes as --model.d_ff 1024, an experiment's or a run's."""
+    """One thing that t2t does.
+
+    `knobs`: whose fields it takes as --model.d_ff 1024, an experiment's or a run's; `without`: beginnings of such as it
+    refuses.
+    """
 
     name: str
     about: str
     action: Callable[[argparse.Namespace], int | None]
     options: tuple[Option, ...] = ()
     knobs: Literal["", "experiment", "run"] = ""
+    without: tuple[str, ...] = ()
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,22 +88,39 @@ def of_a_run(knob: str) -> bool:
 
 
 def _takes(verb: Verb, knob: str) -> bool:
-    return knob.split(".")[0] not in IDENTITY and (verb.knobs == "experiment" or of_a_run(knob))
+    if knob.split(".")[0] in IDENTITY or knob.startswith(verb.without):
+        return False
+    return verb.knobs == "experiment" or of_a_run(knob)
 
 
 def _knob_help(verb: Verb, words: Sequence[str]) -> str:
-    """Each knob of the verb with type, value and comment: the named experiment's, or else the defaults, the paper's."""
+    """Each knob of the verb with type, value and comment."""
     from t2t import experiment, knobs
 
-    found = [experiment.registered()[w] for w in words if w in experiment.registered()]
-    task = experiment.get("quickstart").task
-    tree = found[0] if found else experiment.Experiment("", "", task)
-    title = f"knobs of {tree.name}" if found else "knobs, with the values of the paper's base where it has one"
-    lines = [f"{title}:"]
+    tree, whose = _whose_knobs(verb, words)
+    lines = [f"knobs{whose}:"]
     for path, (value, declared, comment) in experiment.leaves(tree).items():
         if _takes(verb, path):
             lines += [f"  --{path} {value}", f"        {comment} [{knobs.describe(declared)}]"]
     return "\n".join(lines)
+
+
+def _whose_knobs(verb: Verb, words: Sequence[str]) -> tuple[Any, str]:
+    """The experiment or run that is named, or else the defaults, the paper's; and how the help says so."""
+    from t2t import experiment, run, storage
+    from t2t.sharding import MeshConfig
+
+    base = experiment.Experiment("", "", experiment.get("quickstart").task)
+    whose = ", with the values of the paper's base where it has one"
+    if verb.knobs == "experiment":
+        named = next((word for word in words if word in experiment.registered()), None)
+        return (experiment.get(named), f" of {named}") if named else (base, whose)
+    for word in words:
+        with contextlib.suppress(UserError):  # a word that names no run
+            kept = run.load(storage.folder(word))[1]
+            return dataclasses.replace(kept, mesh=MeshConfig(data=1)), f" of {word}"
+    whose += f"; `t2t {verb.name} RUN --help` has those of a run"
+    return dataclasses.replace(base, mesh=MeshConfig(data=1)), whose
 
 
 def build_parser(

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from t2t import storage
 from t2t.batch import Sequences
 from t2t.errors import UserError
-from t2t.experiment import Experiment, differences
+from t2t.experiment import Experiment, differences, with_attention
 from t2t.optimizer import unbiased
 from t2t.run import Run, ends
 from t2t.sharding import devices, shardings, unboxed
@@ -191,10 +191,13 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, items: ocp.args.Composi
 
 
 def abstract_params(experiment: Experiment) -> Any:
-    """Shapes and layout letters of the weights, boxed as Flax makes them; nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, 8), "int32")
+    """Shapes and layout letters of the weights, boxed as Flax makes them; nothing is computed.
+
+    Also where the kernel of the experiment's attention cannot run, which has no weights of its own.
+    """
+    model, tokens = with_attention(experiment, "dense").model.build(), jax.ShapeDtypeStruct((1, 8), "int32")
     sequences = Sequences(tokens, tokens, tokens)
-    return jax.eval_shape(experiment.model.build().init, jax.random.key(0), sequences, sequences)
+    return jax.eval_shape(lambda *sides: model.init(jax.random.key(0), *sides), sequences, sequences)
 
 
 def check_fits(there: Experiment, here: Experiment) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from t2t import checkpoint
 from t2t.batch import Batch, Sequences
 from t2t.experiment import Experiment, override, with_attention
 from t2t.loss import slices
@@ -72,7 +73,7 @@ def cost(experiment: Experiment, rate: float | None, watts: float | None = None)
     return {
         "experiment": experiment.name,
         "batch": {"rows": batch.target.tokens.shape[0], "length": batch.target.tokens.shape[1]},
-        "parameters": parameters(state),
+        "parameters": parameters(experiment),
         "flops_per_token": per_step / batch.target.tokens.size,
         "flops_per_step": per_step,
         "train_steps": experiment.train_steps,
@@ -96,9 +97,9 @@ def paper_flops(hours: float | None) -> float | None:
 # ------------------------------------------------------------------------------ The step, in shapes
 
 
-def parameters(state: TrainState) -> int:
+def parameters(experiment: Experiment) -> int:
     """How many numbers are learned."""
-    return sum(x.size for x in jax.tree.leaves(state.params))
+    return sum(x.size for x in jax.tree.leaves(checkpoint.abstract_params(experiment)))
 
 
 def abstract_batch(experiment: Experiment, shares: int = 1) -> Batch:

@@ -152,7 +152,7 @@ def train(experiment: Experiment, folder: Path, say: Say, show: Show, config: Tr
         Stopped: SIGTERM or SIGINT came to any of the processes; the last step is saved.
     """
     mesh = make_mesh(experiment.mesh)
-    check_layout(mesh, checkpoint.abstract_params(experiment))
+    check_layout(mesh, abstract_state(experiment).params)
     with contextlib.ExitStack() as stack:
         with distributed.together():
             sizes = Sizes(experiment.model.vocab_size, experiment.model.target_vocab_size)

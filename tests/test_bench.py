@@ -66,7 +66,7 @@ def test_training_is_measured_as_the_parts_say(t2t, toy, takes, monkeypatch):
     targets = [batches[step].target for step in range(12)]
     tokens = [int((target.segments != 0).sum()) for target in targets]
     flops = bench._flops(toy, tuple(side.tokens.shape for side in batches[0]))
-    assert found.pop("memory_per_device") > 3 * 4 * cost.parameters(train.abstract_state(toy))
+    assert found.pop("memory_per_device") > 3 * 4 * cost.parameters(toy)
     assert found == {
         "what": "train",
         "experiment": "reversal",
@@ -91,7 +91,7 @@ def test_flops_are_those_of_the_steps_that_were_taken(toy):
     whole, half = (bench._flops(toy, ((n, length), (n, length))) for n in (rows, rows // 2))
     assert whole == cost.cost(toy, None)["flops_per_step"]
     update = 2 * half - whole
-    assert 0 < update < 20 * cost.parameters(train.abstract_state(toy))
+    assert 0 < update < 20 * cost.parameters(toy)
     other = override(toy, {"model.attention": "blocked"})  # what a kernel computes twice is not counted twice
     assert bench._flops(other, ((rows, length), (rows, length))) == whole
 

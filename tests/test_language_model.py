@@ -83,6 +83,15 @@ def test_logits_are_those_of_the_numpy_reading():
         np.testing.assert_allclose(found[row, : len(target)], expected, atol=1e-4)
 
 
+def test_a_bias_of_the_logits_is_added_to_them():
+    biased = config(output_bias=True)
+    bias = np.random.default_rng(0).normal(size=17).astype("f")
+    params = {"params": {**PARAMS["params"], "embedding": {**PARAMS["params"]["embedding"], "output_bias": bias}}}
+    assert jax.tree.structure(params) == jax.tree.structure(toys.params(biased))
+    batch = apart()
+    np.testing.assert_allclose(biased.build().apply(params, *batch), logits(*batch) + bias, atol=1e-5)
+
+
 def test_sentences_packed_into_a_row_do_not_see_each_other():
     alone, together, begin = logits(*apart()), logits(*packed()), 0
     for row, (_, target) in enumerate(PAIRS):

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -87,11 +89,35 @@ def test_help_shows_every_knob_with_its_comment(t2t, capsys, words):
     assert "a whole number, at least 1" in out
 
 
-def test_help_of_a_run_shows_what_can_still_change(t2t, capsys):
+def knobs_in_help(t2t, capsys, *words):
+    """What help says of knobs: whose they are, and the value of each."""
     with pytest.raises(SystemExit):
-        t2t("evaluate", "--help")
-    out = capsys.readouterr().out
-    assert "--decoding.alpha" in out and "--model.d_ff" not in out and "--average" in out
+        t2t(*words, "--help")
+    title, *lines = capsys.readouterr().out.partition("knobs")[2].splitlines()
+    return title, dict(line.removeprefix("  --").split(" ", 1) for line in lines if line.startswith("  --"))
+
+
+def test_help_of_a_run_shows_what_can_still_change(t2t, capsys, run):
+    title, knobs = knobs_in_help(t2t, capsys, "evaluate")
+    assert "`t2t evaluate RUN --help` has those of a run" in title
+    assert {"decoding.alpha", "decoding.beam"} < knobs.keys() and "model.d_ff" not in knobs
+    assert knobs["mesh.data"] == "1"  # whatever it was trained on
+    title, knobs = knobs_in_help(t2t, capsys, "evaluate", "--split", "dev", run)
+    kept = json.loads((Path(run) / "experiment.json").read_text())["experiment"]
+    assert title == f" of {run}:" and knobs["task.corpus.test"] == kept["task"]["corpus"]["test"]
+    assert knobs["decoding.rows"] == str(kept["decoding"]["rows"])
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [("sample", "decoding.beam"), ("sample", "decoding.early_stopping"), ("score a b c", "decoding.rows")],
+)
+def test_help_leaves_out_what_a_verb_refuses(t2t, capsys, run, words, refused):
+    words = words.replace("a", run, 1).split() if " " in words else [words]
+    knobs = knobs_in_help(t2t, capsys, *words)[1]
+    assert refused not in knobs and "model.dtype" in knobs
+    words = [*words, run] if len(words) == 1 else words
+    assert t2t(*words, f"--{refused}", "1")[0] == 2
 
 
 def test_train_evaluate_and_again(t2t, tmp_path):
@@ -104,6 +130,32 @@ def test_train_evaluate_and_again(t2t, tmp_path):
     assert "trained for 5 steps already" in t2t(*words)[2]
     code, out, _ = t2t(*words, "--final_evaluation", "none", "--train_steps", "6")
     assert (code, out) == (0, "")
+
+
+def trained_with(run, folder, **changes):
+    """A copy of a run whose model was another in fields that are no weights."""
+    shutil.copytree(run, folder)
+    kept = json.loads((folder / "experiment.json").read_text())
+    kept["experiment"]["model"] |= changes
+    (folder / "experiment.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_run_of_a_gpu_s_kernel_is_read_where_there_is_none(t2t, run, tmp_path):
+    fused = trained_with(run, tmp_path / "fused", attention="fused")
+    assert t2t("report", fused)[0] == 0 and "reversal" in (fused / "report.html").read_text()
+    assert t2t("average", fused, "--to", tmp_path / "averaged", "--average", "3")[0] == 0
+    words = ["--split", "dev", "--beam", "1", "--json"]
+    assert t2t("evaluate", fused, *words)[2].endswith("this is cpu; blocked computes the same on any device\n")
+    found, plain = (t2t("evaluate", *each, *words)[1] for each in ([fused, "--model.attention", "dense"], [run]))
+    assert json.loads(found)["scores"] == json.loads(plain)["scores"]
+
+
+def test_a_run_that_dropped_attention_weights_is_read_by_another_kernel(t2t, run, tmp_path):
+    dropped = trained_with(run, tmp_path / "dropped", p_attention=0.1)
+    words = ["--split", "dev", "--beam", "1", "--json"]
+    found, plain = (t2t("evaluate", *each, *words)[1] for each in ([dropped, "--model.attention", "blocked"], [run]))
+    assert json.loads(found)["perplexity"] == pytest.approx(json.loads(plain)["perplexity"], rel=1e-4)
 
 
 def test_evaluate_in_another_precision(t2t, run):

@@ -113,7 +113,7 @@ def test_the_same_budget_for_each():
 def test_what_is_four_steps_away_is_learnt(recall, small, tmp_path):
     found = recall.trained(small, tmp_path / "run")
     assert found["accuracy"] == {2: 1.0, 4: 1.0} and found["steps"] == 60
-    assert found["parameters"] == cost.parameters(abstract_state(small))
+    assert found["parameters"] == cost.parameters(small)
 
 
 def test_accuracy_is_of_the_last_word(recall, small, monkeypatch):

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from t2t import cost, experiment, storage, train
+from t2t import cost, experiment, storage
 from t2t import run as runs
 from t2t.constraints import LOST
 from t2t.data.prepare import Sizes, prepare
 from t2t.experiment import get, override
-from t2t.report import reached, tables
+from t2t.report import tables
 
 SIGNATURES = {"paper": "nrefs:1|tok:moses", "sacrebleu": "nrefs:1|tok:13a", "chrf": "nrefs:1|nc:6"}
 
@@ -80,11 +80,9 @@ wsj_semi|semi-supervised|92.7
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
     """Reports here are of the same few experiments again and again."""
-    states = functools.cache(train.abstract_state)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "cost", functools.cache(cost.cost))
-        for module in (cost, tables, reached):
-            patch.setattr(module, "abstract_state", states)
+        for module, name in ((cost, "cost"), (cost, "parameters"), (cost, "abstract_state")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
         yield
 
 
@@ -238,6 +236,7 @@ def test_flops_are_of_the_steps_made(rows, make):
 
 def test_where_a_run_was_made_changes_nothing(rows, make):
     places = {"task.corpus.data_dir": "/data", "task.corpus.mirror": "/mirror", "mesh.fsdp": 2, "model.unroll": 6}
+    places["model.attention"] = "fused"
     make("elsewhere", override(get("table3_base"), {**places, "log_every": 7, "decoding.rows": 3}))
     assert rows()[0].table3_base["ours"]["run"] == "runs/elsewhere"
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import toys
 
 from t2t.batch import Batch, Sequences
@@ -200,6 +201,26 @@ def test_attention_weights_leave_on_request():
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert not encoder[:, 0, :, :4, 4:].any() and not cross[:, 0, :, :5, 4:].any()
     assert not np.triu(self_[0, 0, 0, :5, :5], 1).any()
+
+
+@pytest.mark.parametrize("changes", [dict(attention="blocked"), dict(attention="fused"), dict(attention_span=9)])
+def test_attention_weights_leave_whatever_the_kernel(changes):
+    """Of long rows too, where a kernel has no array of them."""
+    config, dense = toys.config(**changes), toys.config()
+    params, batch = (
+        toys.params(dense),
+        toys.batch_of([([5, 9, 3] * 33 + [1], [7, 8, 6] * 33 + [1])], rows=1, length=100),
+    )
+    weights = {}
+    for each in (config, dense):
+        kept = each.build().apply(params, *batch, mutable=["intermediates"])[1]["intermediates"]
+        weights[each] = [kept[stack]["self_attention"]["weights"][0] for stack in ("encoder", "decoder")]
+    window = reference.neighbourhood(100, 9, causal=False) if config.attention_span else np.ones((100, 100), bool)
+    for found, expected in zip(weights[config], weights[dense], strict=True):
+        assert found.shape == expected.shape == (2, 1, 3, 100, 100)
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    encoder = np.where(window, weights[dense][0][0], 0)  # of the first layer, which all see the same embeddings
+    np.testing.assert_allclose(weights[config][0][0], encoder / encoder.sum(-1, keepdims=True), atol=1e-5)
 
 
 def test_attention_weights_cost_nothing_when_nobody_asks(monkeypatch):

@@ -1,7 +1,8 @@
 """Section 3.2.1: attention itself, between the projections that section 3.2.2 puts around it; four ways to one result.
 
 `attention` is equation (1) as it stands, with an array of weights [B H T S]. `restricted` has arrays of T times the
-neighbourhood, `blocked` and `fused` none that grow faster than T. Three letters beside those of `t2t.sharding` stand in
+neighbourhood, `blocked` none that grow faster than T, and `fused` no scores (but for short rows on a GPU, flags of who
+sees whom). Three letters beside those of `t2t.sharding` stand in
 this file alone: `c` blocks of positions, `t` and `s` queries and keys within what one block sees.
 """
 
@@ -88,8 +89,10 @@ def attend(
     """Equation (1) by "dense", "blocked" or "fused"; arguments and result are those of `attention`.
 
     A mask with a span has `restricted` for the first two. The weights pass through `change` where `attention` itself
-    has them.
+    has them. Without keys, as over sources in a task that has none, the result is zeros.
     """
+    if kernel != "dense" and not k.shape[1]:
+        return jnp.zeros((*q.shape[:3], v.shape[-1]), v.dtype)
     if kernel == "fused":
         return fused(q, k, v, mask)
     if mask.span:
@@ -253,13 +256,13 @@ def fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
         UserError: it cannot run here, and why; raised while the model is traced, before anything is compiled.
     """
     platform = jax.default_backend()
-    if reason := refusal(platform, str(q.dtype), q.shape[-1], v.shape[-1], mask.causal, mask.span):
+    if reason := refusal(platform, str(q.dtype), q.shape[-1], v.shape[-1], mask.span):
         raise UserError(f"--model.attention fused {reason}; blocked computes the same on any device")
     out = _splash(q, k, v, mask) if platform == "tpu" else _cudnn(q, k, v, mask)
     return jnp.where((mask.query_segments != 0)[..., None, None], out, 0)
 
 
-def refusal(platform: str, dtype: str, d_k: int, d_v: int, causal: bool, span: int) -> str | None:
+def refusal(platform: str, dtype: str, d_k: int, d_v: int, span: int) -> str | None:
     """Why a platform's kernel cannot do it, in words that follow its name; None: it can."""
     if platform == "tpu":
         return None
@@ -269,8 +272,8 @@ def refusal(platform: str, dtype: str, d_k: int, d_v: int, causal: bool, span: i
         return f"on a GPU is cuDNN's, which takes --model.dtype bfloat16, not {dtype}"
     if d_k != d_v or d_k % 8:
         return f"on a GPU is cuDNN's, which takes d_k = d_v, a multiple of 8, not {d_k} and {d_v}"
-    if span and not causal:
-        return "on a GPU is cuDNN's, which has no neighbourhood on both sides of a position (--model.attention_span)"
+    if span:
+        return "on a GPU is cuDNN's, which has no restricted self-attention (--model.attention_span)"
     return None
 
 
@@ -320,7 +323,6 @@ def _cudnn_by_lengths(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> j
         is_causal=mask.causal,
         query_seq_lengths=jnp.maximum(lengths[0], 1),  # an empty row has one: a softmax over nothing is a NaN
         key_value_seq_lengths=jnp.maximum(lengths[1], 1),
-        local_window_size=(mask.span - 1, 0) if mask.span else None,
         implementation="cudnn",
     )
     return jnp.where(whole[:, None, None, None], out, jnp.nan)

@@ -65,7 +65,9 @@ class LanguageModel(Transformer):
     cache_axes = {**Transformer.cache_axes, "last": "B"}  # the source's last token, PAD if it has none
 
     def setup(self) -> None:
-        self.embedding = self.target_embedding = Embedding(self.config, self.config.vocab_size)
+        self.embedding = self.target_embedding = Embedding(
+            self.config, self.config.vocab_size, bias=self.config.output_bias
+        )
         self.decoder = CausalLayer(self.config)  # one layer, scanned: its weights are stacked with `N` in front
         if self.config.norm == "pre":
             self.decoder_norm = Norm(self.config)

@@ -19,7 +19,7 @@ import numpy as np
 from t2t.batch import PAD, Sequences
 from t2t.errors import UserError
 from t2t.knobs import Count, Positive, Probability, Range, Whole
-from t2t.models.attention import Mask, attend
+from t2t.models.attention import Mask, attend, attention
 from t2t.models.dropout import Dropout
 from t2t.models.products import add_bias, einsum, letters, linear
 from t2t.sharding import constrain, named, unboxed
@@ -400,8 +400,8 @@ class MultiHeadAttention(nn.Module):
     ) -> jax.Array:
         """Queries from x [B T D], turned by angles [B T k/2], over keys [B S H k] and values [B S H v] -> [B T D].
 
-        The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable, where
-        they are all there at once: not those of blocked, fused and restricted attention.
+        The weights [B H T S] leave through Flax's collection "intermediates" when the caller makes it mutable. Then
+        they have to be there all at once, and equation (1) is computed as it stands.
         """
 
         def change(weights: jax.Array) -> jax.Array:
@@ -409,6 +409,8 @@ class MultiHeadAttention(nn.Module):
             return self.dropout(weights, train=train)
 
         q = rotated(self.query(x), angles)
+        if self.is_mutable_collection("intermediates"):
+            return self.output(attention(q, keys, values, mask, change))
         return self.output(attend(self.config.attention, q, keys, values, mask, change))
 
     def step(

@@ -21,7 +21,7 @@ from t2t.data.vocabulary import Vocabularies
 from t2t.decode import decode
 from t2t.errors import UserError, unknown
 from t2t.evaluate import check_lengths
-from t2t.experiment import Experiment, with_attention
+from t2t.experiment import Experiment
 from t2t.report import pictures
 from t2t.report.html import document
 
@@ -167,7 +167,7 @@ def of_text(experiment: Experiment, vocabulary: Vocabularies, params: Any, text:
     ((_, best),) = decode(model, params, [source], how, longest=longest, constraint=constraint, wanted=1)
     target = [*best[0].tokens, EOS][:longest]
     ((output,), _) = experiment.task.outputs([text], [vocabulary.target.decode(best[0].tokens)])
-    (views,) = _views(_dense(experiment), vocabulary, params, [source], [target])
+    (views,) = _views(model, vocabulary, params, [source], [target])
     return Attention(text, output, views)
 
 
@@ -179,13 +179,8 @@ def of_pairs(experiment: Experiment, vocabulary: Vocabularies, params: Any, pair
     """
     sources, targets = vocabulary.encode([*pairs])
     check_lengths(experiment.model, [*sources, *targets], "the text")
-    found = _views(_dense(experiment), vocabulary, params, sources, targets)
+    found = _views(experiment.model.build(), vocabulary, params, sources, targets)
     return [Attention(pair.source, pair.target, views) for pair, views in zip(pairs, found, strict=True)]
-
-
-def _dense(experiment: Experiment) -> Any:
-    """The module; of a Transformer one with dense attention, which alone has all weights at once."""
-    return with_attention(experiment, "dense").model.build()
 
 
 def _views(
@@ -232,7 +227,7 @@ def sizes(experiment: Experiment, params: Any) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: it shows none.
     """
-    model, batch = _dense(experiment), [fill([[EOS] * n], 1, n) for n in (2, 3)]
+    model, batch = experiment.model.build(), [fill([[EOS] * n], 1, n) for n in (2, 3)]
     found = jax.eval_shape(lambda params: _sown(model, params, *batch), params)
     return {kind: (weights.shape[0], weights.shape[2]) for kind, weights in found.items()}
 

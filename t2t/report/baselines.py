@@ -15,7 +15,6 @@ from t2t.experiment import Experiment
 from t2t.report import columns, reached
 from t2t.report.columns import Marks, flops, made, marks_of, number, of_registered, reading
 from t2t.report.reached import Say
-from t2t.train import abstract_state
 
 SPLIT = "test"
 READINGS = ("paper", "sacrebleu")  # the scores that are shown; JSON has all
@@ -62,7 +61,7 @@ def _row(experiment: Experiment, found: list[dict[str, Any]], say: Say) -> dict[
         "beside": experiment.base or experiment.name,
         "model": type(experiment.model.build()).__name__,
         "split": SPLIT,
-        "parameters": cost.parameters(abstract_state(experiment)),
+        "parameters": cost.parameters(experiment),
         "train_steps": experiment.train_steps,
         "average": experiment.average,
         **stands,

@@ -4,15 +4,12 @@ Nothing is trained or decoded for it; of the weights only attention is asked, ov
 """
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from t2t import checkpoint, storage
+from t2t import checkpoint, cost, storage
 from t2t import experiment as experiments
 from t2t import run as runs
 from t2t.data.task import Pair
@@ -113,11 +110,6 @@ def _page(read: _Read, average: int | None, say: Say) -> dict[str, Any]:
     }
 
 
-def parameters(experiment: Experiment) -> int:
-    """How many weights the model has."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(checkpoint.abstract_params(experiment)))
-
-
 def _tiles(read: _Read) -> list[tuple[str, str, str]]:
     """The few numbers that stand at the head of the page: name, number, what more there is to say of it."""
     found = []
@@ -129,7 +121,7 @@ def _tiles(read: _Read) -> list[tuple[str, str, str]]:
         found.append((f"perplexity, {split}", f"{newest.summary['perplexity']:.2f}", "per token"))
     if not runs.imported_from(read.run):
         found.append(("steps", f"{_last_step(read):,}", f"of {read.experiment.train_steps:,}"))
-    found.append(("parameters", f"{parameters(read.experiment):,}", type(read.experiment.model.build()).__name__))
+    found.append(("parameters", f"{cost.parameters(read.experiment):,}", type(read.experiment.model.build()).__name__))
     if speed := _speed(read):
         found.append(("tokens/s", f"{speed:,.0f}", "median, targets"))
     return found
@@ -323,7 +315,7 @@ def _row(read: _Read) -> dict[str, Any]:
         "folder": str(read.run.folder),
         "experiment": read.experiment.name,
         "steps": _last_step(read),
-        "parameters": parameters(read.experiment),
+        "parameters": cost.parameters(read.experiment),
         "tokens_per_second": _speed(read),
         "device": runs.parts(read.run)[-1]["device"] if runs.parts(read.run) else "",
         "evaluations": [_evaluation(each, read.experiment) for each in newest.values()],

@@ -17,13 +17,18 @@ from t2t.constraints import knobs_of
 from t2t.data.parsing import Parsing
 from t2t.errors import UserError
 from t2t.experiment import RESUMABLE, Experiment
-from t2t.train import abstract_state
 
 Say = Callable[[str], None]
 RUNS = Path("runs")  # where `t2t train` puts run folders
 # Knobs that change no number but speed: those of a run's length and place, where data lies, how it is computed.
-HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "task.corpus.folder", "model.unroll"}
-HARMLESS |= {"task.treebank.folder", "task.treebank.gold.folder", "task.treebank.automatic"}
+HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "task.corpus.folder"}
+HARMLESS |= {
+    "model.unroll",
+    "model.attention",
+    "task.treebank.folder",
+    "task.treebank.gold.folder",
+    "task.treebank.automatic",
+}
 
 
 def by_experiment(
@@ -77,7 +82,7 @@ def _reached(run: runs.Run, registered: Experiment, tree: Experiment, split: str
     return {
         "run": str(run.folder),
         **max(reversed(found), key=_rank(registered)),  # reversed: of equals the newest
-        "parameters": cost.parameters(abstract_state(tree)),
+        "parameters": cost.parameters(tree),
         "commit": str(part["commit"]),
         "device": str(part["device"]),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in logged) if logged else None,

@@ -17,7 +17,6 @@ from t2t.errors import UserError, unknown
 from t2t.experiment import Experiment, Reported
 from t2t.report import columns, reached
 from t2t.report.columns import Marks, flops, made, marks_of, millions, number, of_registered, reading
-from t2t.train import abstract_state
 
 Say = Callable[[str], None]
 TABLES = {"table2": (2, "test"), "table3": (3, "dev"), "table4": (4, "test")}  # number, and the split that it is about
@@ -115,7 +114,7 @@ def _row(experiment: Experiment, split: str, found: list[dict[str, Any]], say: S
         "split": split,
         **_kind(experiment),
         "paper": dataclasses.asdict(experiment.paper),
-        "parameters": cost.parameters(abstract_state(experiment)),
+        "parameters": cost.parameters(experiment),
         "train_flops": per_step and per_step * experiment.train_steps,
         "train_steps": experiment.train_steps,
         "average": experiment.average,

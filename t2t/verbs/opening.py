@@ -42,6 +42,8 @@ def opened(args: Args) -> tuple[Any, Any, Any]:
     given = {path: getattr(args, name) for name, path in short.items() if getattr(args, name, None) is not None}
     if twice := given.keys() & args.overrides.keys():
         raise UserError(f"--{twice.pop()} is given twice")
+    if "model.attention" in args.overrides and getattr(kept.model, "p_attention", 0):
+        given["model.p_attention"] = "0"  # only training drops weights, which the other kernels cannot
     tree = experiment.override(kept, {**given, **args.overrides})
     if tree.task.linearisation != kept.task.linearisation:
         raise UserError("--task.tags cannot change in a trained run: its vocabulary has no others")

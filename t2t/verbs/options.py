@@ -3,7 +3,7 @@
 from t2t.arguments import Option
 
 NAME = Option("name", {"metavar": "NAME", "help": "an experiment; `t2t list` names them"})
-RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/quickstart"})
+RUN = Option("run", {"metavar": "RUN", "help": "a run folder, such as runs/NAME"})
 OTHERS = Option("others", {"nargs": "*", "metavar": "RUN", "help": "more runs of its vocabulary, decoded with it"})
 RATE = Option("--rate", {"metavar": "TFLOP/S", "help": "what one device sustains; for the hours"})
 RUN_FOLDER = Option("--run", {"metavar": "DIR", "help": "the run folder; default: runs/NAME"})
@@ -19,6 +19,7 @@ DRAWS = (
     Option("--nucleus", {"metavar": "P", "help": "draw among the likeliest that hold P; default 1"}),
     Option("--seed", {"metavar": "N", "help": "another seed, other draws; default 0"}),
 )
+SEARCH = ("decoding.beam", "decoding.alpha", "decoding.early_stopping")  # knobs that only a search has
 SPLIT = Option("--split", {"choices": ["train", "dev", "test"], "default": "test", "help": "default: test"})
 
 

@@ -12,7 +12,7 @@ from t2t import storage
 from t2t.arguments import Option, Verb
 from t2t.errors import UserError, unknown
 from t2t.verbs import opening, printing
-from t2t.verbs.options import ALPHA, AVERAGE, BEAM, DRAWS, JSON, OTHERS, RUN, SPLIT
+from t2t.verbs.options import ALPHA, AVERAGE, BEAM, DRAWS, JSON, OTHERS, RUN, SEARCH, SPLIT
 
 
 def evaluate(args: Args) -> None:
@@ -111,7 +111,7 @@ def sample(args: Args) -> None:
 def _refuse_search(args: Args, where: str) -> None:
     """Raises UserError for a knob of the search where outputs are drawn."""
     given = [name for name in ("beam", "alpha") if getattr(args, name, None) is not None]
-    given += [path for path in args.overrides if path.removeprefix("decoding.") in ("beam", "alpha", "early_stopping")]
+    given += [path for path in args.overrides if path in SEARCH]
     if given:
         raise UserError(f"--{given[0]} is of the search for the best output; {where} it is drawn")
 
@@ -221,6 +221,7 @@ VERBS = (
             *DRAWS,
         ),
         "run",
+        SEARCH,
     ),
     Verb(
         "parse",
@@ -246,5 +247,6 @@ VERBS = (
         score,
         (RUN, Option("source", {"metavar": "SOURCE"}), Option("target", {"metavar": "TARGET"}), AVERAGE, JSON),
         "run",
+        ("decoding.",),
     ),
 )
