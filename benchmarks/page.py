@@ -88,7 +88,10 @@ def processor() -> str:
 
 def commit() -> str:
     """The commit that is measured."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    except OSError:  # no git
+        return "not known"
     return said.stdout.strip() or "not known"
 
 

@@ -7,7 +7,8 @@
     python benchmarks/peers.py train EXPERIMENT --peers peers/bin/python --flax flax/examples/wmt --name train_small
 
 Every round asks each engine once, so that a machine whose speed drifts is as fast for one as for the other; a ratio is
-of two answers of one round. What was found is kept in benchmarks/results, and BENCHMARKS.md is written from all of it.
+of two answers of one round. What was found is kept in benchmarks/results after each round, and BENCHMARKS.md is written
+from all of it. A peer that fails is named, and the others go on.
 Knobs of the experiment may follow `train`, as for `t2t train`.
 """
 
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ HERE = Path(__file__).parent
 BEAM = 4
 ROWS = 32  # sentences that a peer decodes at a time: of 32 and 64 the faster on two cores for CTranslate2
 MANY = 300  # at most so many of our batches are taken apart for those of the peers
+Answer = dict[str, Any]
 OURS, MARIAN = "t2t", "Hugging Face Marian"
 
 
@@ -224,31 +226,46 @@ def chosen(engines: dict[str, list[str]], names: str) -> dict[str, list[str]]:
     return {name: words for name, words in engines.items() if name == OURS or among(name, names)}
 
 
-def measure(commands: dict[str, list[str]], rounds: int) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
-    """What each engine said of itself, and what it answered in each round."""
-    processes, about, answers = {}, {}, {name: [] for name in commands}
+def measure(commands: dict[str, list[str]], rounds: int) -> Iterator[dict[str, tuple[Answer, list[Answer]]]]:
+    """After each round, of each engine that has not failed what it said of itself and what it answered so far.
+
+    Raises:
+        SystemExit: ours failed.
+    """
+    processes, found = {}, {}
     with contextlib.ExitStack() as stack:
         for name, command in commands.items():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             processes[name] = stack.enter_context(process)  # at the end nothing more is asked, and so it ends
-            about[name] = _answer(name, processes[name])
+            if (about := _answer(name, process)) is not None:
+                found[name] = about, []
         for _ in range(rounds):
-            for name, process in processes.items():
-                print("go", file=process.stdin, flush=True)
-                answers[name].append(_answer(name, process))
-    return about, answers
+            for name in [*found]:
+                with contextlib.suppress(BrokenPipeError):
+                    print("go", file=processes[name].stdin, flush=True)
+                if (answer := _answer(name, processes[name])) is not None:
+                    found[name][1].append(answer)
+                else:
+                    del found[name]
+            yield found
 
 
-def _answer(name: str, process: Any) -> dict[str, float]:
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"{name} ended with {process.wait()}")
-    return json.loads(line)
+def _answer(name: str, process: Any) -> Answer | None:
+    """A line of an engine's; None: it failed, which is said."""
+    if line := process.stdout.readline():
+        return json.loads(line)
+    failed = f"{name} ended with {process.wait()}"
+    if name == OURS:
+        raise SystemExit(failed)
+    print(f"{failed}; it is left out", file=sys.stderr)
+    return None
 
 
-def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: Any) -> dict[str, Any]:
+def result(
+    asked: Comparison, options: argparse.Namespace, engines: dict[str, tuple[Answer, list[Answer]]]
+) -> dict[str, Any]:
     """What is kept: rates and ratios with their spread, and all that it takes to ask again."""
-    rates = {name: [each[asked.unit] / each["seconds"] for each in found] for name, found in answers.items()}
+    rates = {name: [each[asked.unit] / each["seconds"] for each in found] for name, (_, found) in engines.items()}
     model: Any = asked.experiment.model
     layers = f"{model.num_layers}+{model.num_layers} {'pre-LN ' * (model.norm == 'pre')}layers"
     return {
@@ -262,15 +279,16 @@ def result(asked: Comparison, options: argparse.Namespace, about: Any, answers: 
         "jax": importlib.metadata.version("jax"),
         "engines": {
             name: {
-                **about[name],
+                **about,
                 "tokens": found[0]["tokens"],
+                **{name: found[-1][name] for name in ("programs", "memory") if name in found[-1]},
                 "rate": bench.spread(rates[name])._asdict(),
                 "t2t_over_it": bench.spread([a / b for a, b in zip(rates[OURS], rates[name], strict=True)])._asdict(),
                 **({"bleu": asked.bleu(found[-1]["pieces"])._asdict()} if asked.bleu else {}),
             }
-            for name, found in answers.items()
+            for name, (about, found) in engines.items()
         },
-        **_of_the_machine(answers[OURS]),
+        **_of_the_machine(engines[OURS][1]),
     }
 
 
@@ -306,8 +324,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked = (decoding if options.what == "decode" else training)(Path(folder), options)
         asked = asked._replace(engines=chosen(asked.engines, options.engines))
-        found = result(asked, options, *measure(asked.engines, options.rounds))
-    keep(options.name, found, options.results)
+        for answers in measure(asked.engines, options.rounds):
+            found = result(asked, options, answers)
+            keep(options.name, found, options.results)
     print(page([found]))
 
 

@@ -100,12 +100,30 @@ def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):
         "serve(lambda: print('noise') or {'tokens': 3}, lambda: {'rate': 2}, version='1')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"))
-    about, answers = peers.measure({"one": [sys.executable, str(script)]}, 2)
-    assert about["one"]["version"] == "1" and about["one"]["first_seconds"] >= 0
-    assert [(each["tokens"], each["rate"]) for each in answers["one"]] == [(3, 2), (3, 2)]
-    (tmp_path / "broken.py").write_text("raise SystemExit(3)")
-    with pytest.raises(SystemExit, match="two ended with 3"):
-        peers.measure({"two": [sys.executable, str(tmp_path / "broken.py")]}, 1)
+    rounds = peers.measure({"one": [sys.executable, str(script)]}, 2)
+    about, answers = next(rounds)["one"]
+    assert about["version"] == "1" and about["first_seconds"] >= 0 and len(answers) == 1
+    assert [(each["tokens"], each["rate"]) for each in next(rounds)["one"][1]] == [(3, 2), (3, 2)]
+    assert next(rounds, None) is None
+
+
+def test_a_peer_that_fails_is_left_out_and_ours_may_not(peers, tmp_path, monkeypatch, capsys):
+    """One before its first answer, one in the second round."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"))
+    scripts = {
+        peers.OURS: "from contender import serve\nserve(lambda: {'tokens': 3})",
+        "one": "raise SystemExit(3)",
+        "two": "print('{}', flush=True)\ninput()\nprint('{}', flush=True)\ninput()",
+    }
+    for number, text in enumerate(scripts.values()):
+        (tmp_path / f"{number}.py").write_text(text)
+    engines = {name: [sys.executable, str(tmp_path / f"{n}.py")] for n, name in enumerate(scripts)}
+    found = [{name: len(answers) for name, (_, answers) in each.items()} for each in peers.measure(engines, 3)]
+    assert found == [{peers.OURS: 1, "two": 1}, {peers.OURS: 2}, {peers.OURS: 3}]
+    said = capsys.readouterr().err
+    assert "one ended with 3; it is left out" in said and "two ended with 0; it is left out" in said
+    with pytest.raises(SystemExit, match="t2t ended with 3"):
+        next(peers.measure({peers.OURS: engines["one"]}, 1))
 
 
 def test_engines_can_be_chosen(peers):
