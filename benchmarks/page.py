@@ -4,6 +4,7 @@ python benchmarks/page.py
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -86,8 +87,9 @@ def processor() -> str:
     return f"{name} with {most}" if most else name
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that is measured."""
+    """The commit that is measured: what is kept then changes files of it."""
     try:
         said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     except OSError:  # no git
@@ -131,14 +133,14 @@ def _engines(found: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"## {found['what']}: {found['model']}",
+            f"## {found['what']}: {found['model']}, on {found['machine'].split(',')[0]}",
             "",
             f"| engine | {found['unit']}/s | t2t is so many times as fast | target tokens | first |"
-            + (" BLEU |" if scores else ""),
+            + (" `sacrebleu` |" if scores else ""),
             "|---|---|---|---|---|" + ("---|" if scores else ""),
             *rows,
             "",
-            *([f"BLEU: `sacrebleu {scores[0]['signature']}`, of the last round's outputs.", ""] if scores else []),
+            *([f"`sacrebleu`: {scores[0]['signature']}, of the last round's outputs.", ""] if scores else []),
             *machine,
             *_origin(found),
         ]
@@ -241,11 +243,11 @@ def _architectures(found: dict[str, Any]) -> str:
         [
             f"## Architectures beside {found['beside']}: the same parameters, and the same FLOPs or the same time",
             "",
-            "| | parameters, M | the same | steps | FLOPs | minutes | target tokens/s | perplexity | BLEU |",
+            "| | parameters, M | the same | steps | FLOPs | minutes | target tokens/s | perplexity | `sacrebleu` |",
             "|---|---:|---|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"BLEU: `sacrebleu {signature}` of the test split.",
+            f"`sacrebleu`: {signature}, of the test split.",
             "",
             *_origin(found),
         ]
