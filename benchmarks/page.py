@@ -4,7 +4,6 @@ python benchmarks/page.py
 """
 
 import datetime
-import functools
 import importlib.metadata
 import json
 import os
@@ -21,6 +20,7 @@ from t2t.report import charts, table1
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
+WRITTEN = (":(exclude,top)benchmarks/results", ":(exclude,top)BENCHMARKS.md")  # by measuring
 HEAD = """# Benchmarks
 
 Written by `benchmarks/page.py` from `benchmarks/results`; not by hand. Rates and ratios are medians, with quartiles
@@ -87,14 +87,17 @@ def processor() -> str:
     return f"{name} with {most}" if most else name
 
 
-@functools.cache
 def commit() -> str:
-    """The commit that is measured: what is kept then changes files of it."""
+    """The commit that is measured, "-dirty" behind it where files differ that are not those of results."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    except OSError:  # no git
+        said = [_git("describe", "--always"), _git("status", "--porcelain", "--", ROOT, *WRITTEN)]
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
         return "not known"
-    return said.stdout.strip() or "not known"
+    return said[0] + "-dirty" * bool(said[1])
+
+
+def _git(*words: str | Path) -> str:
+    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _origin(found: dict[str, Any]) -> list[str]:

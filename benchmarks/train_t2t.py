@@ -25,7 +25,9 @@ if __name__ == "__main__":
 
     def work() -> Found:
         """The next steps."""
-        return trainer.run(task["steps"])
+        found = trainer.run(task["steps"])
+        assert math.isfinite(found["loss"])
+        return found
 
     def after() -> Found:
         """What the machine can do at most, at this hour."""

@@ -40,7 +40,7 @@ WSJ_ONLY.variant(
 )
 
 # The treebank of biomedical articles that anyone may have: 18,951 trees to train on, 2,780 as dev and test.
-# github.com/UCDenver-ccp/CRAFT; its official split by article, all trees of a part in one file.
+# github.com/UCDenver-ccp/CRAFT; its official split by article (articles/ids), all trees of a part in one file.
 CRAFT = register(
     Experiment(
         name="craft",

@@ -7,6 +7,7 @@ Where parts of a measurement are timed one by one, their median and quartiles ar
 import contextlib
 import functools
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -90,7 +91,7 @@ def matrix_rate(mesh: jax.sharding.Mesh, dtype: str) -> float:
 
 @contextlib.contextmanager
 def _kept_apart() -> Iterator[None]:
-    """Inside, JAX keeps compiled programs in a folder of their own, which is empty at first."""
+    """Inside, JAX keeps compiled programs in a folder of their own, which is empty at first; then with all others."""
     before = jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as folder:
         _keep_in(folder)
@@ -98,6 +99,8 @@ def _kept_apart() -> Iterator[None]:
             yield
         finally:
             _keep_in(before)
+            if before:
+                shutil.copytree(folder, before, dirs_exist_ok=True)
 
 
 def _keep_in(folder: str | None) -> None:
@@ -141,8 +144,8 @@ class Trainer:
     def run(self, steps: int) -> dict[str, float]:
         """The next steps, as training reads and takes them.
 
-        Returns "tokens" (of targets, no padding), "positions" of targets, "flops" (padding computed too) and "wait":
-        seconds for data.
+        Returns "tokens" (of targets, no padding), "loss", summed over them, "positions" of targets, "flops" (padding
+        computed too) and "wait": seconds for data.
         """
         sums, found = [], {"positions": 0.0, "flops": 0.0, "wait": 0.0}
         with on(self._mesh):
@@ -150,10 +153,11 @@ class Trainer:
                 begin = time.perf_counter()
                 batch: Batch = next(self._read)
                 found["wait"] += time.perf_counter() - begin
-                sums.append(self._step(batch)["tokens"])
+                sums.append(self._step(batch))
                 found["positions"] += batch.target.tokens.size
                 found["flops"] += self._flops[shapes_of(batch)]
-        return {"tokens": float(sum(jax.device_get(sums))), **found}
+        sums = jax.device_get(sums)
+        return {**{name: float(sum(each[name] for each in sums)) for name in ("tokens", "loss")}, **found}
 
     def _step(self, batch: Batch) -> dict[str, jax.Array]:
         self.state, sums = self.compiled[shapes_of(batch)](self.state, place(self._mesh, batch))
@@ -163,13 +167,14 @@ class Trainer:
 def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
     """`steps` training steps on the experiment's own batches, after one of each shape that is not counted.
 
-    Returns, as JSON has it: "tokens_per_second" (target tokens, without padding; a `Spread`), "flops_per_second" (of
-    the step as `t2t cost` counts it, padding computed too), "matrix_rate" and "utilisation", their quotient;
+    Returns, as JSON has it: "tokens_per_second" (target tokens, without padding; a `Spread`), "seconds_per_step" (too),
+    "flops_per_second" (of the step as `t2t cost` counts it, padding computed too), "matrix_rate" and "utilisation",
+    their quotient; "loss" per token of these steps;
     "compile_seconds" with nothing kept from before, and "compile_again_seconds" from the cache of compiled programs;
     "memory_per_device" (bytes, by XLA), "padding" and "wait", the part of the time that training waited for its data.
 
     Raises:
-        UserError: see `train.train`.
+        UserError: see `train.train`; or the loss is not finite, so that no speed means anything.
     """
     mesh = make_mesh(experiment.mesh)
     trainer = Trainer(experiment, mesh, say)
@@ -180,17 +185,22 @@ def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
     trainer.warm()
     say(f"timing {steps} steps")
     seconds, found = [], []
-    for group in np.array_split(np.arange(steps), min(GROUPS, steps)):
+    groups = [len(group) for group in np.array_split(np.arange(steps), min(GROUPS, steps))]
+    for size in groups:
         begin = time.perf_counter()
-        found.append(trainer.run(len(group)))
+        found.append(trainer.run(size))
         seconds.append(time.perf_counter() - begin)
     total = {name: sum(each[name] for each in found) for name in found[0]}
+    if not math.isfinite(loss := total["loss"] / total["tokens"]):
+        raise UserError(f"the loss of these steps is {loss}: their speed means nothing")
     flops = total["flops"] / sum(seconds)
     return {
         "what": "train",
         **_where(experiment, mesh),
         "steps": steps,
         "tokens_per_second": spread([f["tokens"] / s for f, s in zip(found, seconds, strict=True)])._asdict(),
+        "seconds_per_step": spread([s / size for s, size in zip(seconds, groups, strict=True)])._asdict(),
+        "loss": loss,
         "flops_per_second": flops,
         "matrix_rate": rate,
         "utilisation": flops / rate,
@@ -327,7 +337,8 @@ def table(found: dict[str, Any]) -> str:
 
 def _words(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['median']:,.0f}  (quartiles {value['low']:,.0f} to {value['high']:,.0f})"
+        digits = 4 if name == "seconds_per_step" else 0
+        return "{:,.{n}f}  (quartiles {:,.{n}f} to {:,.{n}f})".format(*value.values(), n=digits)
     if name in ("padding", "wait", "utilisation"):
         return f"{value:.1%}"
     if name in ("flops_per_second", "matrix_rate"):

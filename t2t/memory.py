@@ -16,16 +16,24 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 MADV_HUGEPAGE = 14
 HUGE_PAGE = 2**21
+DEVICE_FILES = ("nvidia[0-9]*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")  # of GPUs and TPUs, in /dev
 
 
 def one_heap() -> None:
     """Has all threads that start from now on share one heap, where glibc can keep what is freed; before JAX starts any.
 
     Large blocks of a thread with a heap of its own come from the kernel and go back there, whatever else is asked for.
-    Does nothing under another C library.
+    Does nothing under another C library, nor where a GPU or TPU computes: compilers of many threads would wait there
+    for each other.
     """
-    if libc := _glibc():
+    if (libc := _glibc()) and not _accelerated():
         libc.mallopt(M_ARENA_MAX, 1)
+
+
+def _accelerated() -> bool:
+    """Whether there is a GPU or TPU that JAX may use, told without starting JAX."""
+    allowed = os.environ.get("JAX_PLATFORMS", "") != "cpu"
+    return allowed and any(path for name in DEVICE_FILES for path in Path("/dev").glob(name))
 
 
 def keep_freed(mesh: jax.sharding.Mesh, compiled: Collection[Any]) -> None:

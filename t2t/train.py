@@ -407,7 +407,7 @@ def _numbers(experiment: Experiment, mesh: Mesh, state: TrainState, epochs: Epoc
     return (
         f"{parameters / 1e6:.1f} M parameters; {epochs.pairs:,} pairs in {len(epochs):,} batches an epoch, "
         f"{epochs.left_out:,} left out as too long; a step has {a_step} tokens on average, "
-        f"{epochs.padding:.1%} padding, computed in {most} part(s) on {mesh.size} device(s)"
+        f"{epochs.padding:.1%} padding, computed in {most} part(s) on {describe_devices(mesh)}"
     )
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ def test_training_is_measured_as_the_parts_say(t2t, toy, takes, monkeypatch):
     targets = [batches[step].target for step in range(12)]
     tokens = [int((target.segments != 0).sum()) for target in targets]
     flops = bench._flops(toy, tuple(side.tokens.shape for side in batches[0]))
+    assert 0 < found.pop("loss") < 2 * math.log(toy.model.vocab_size)
     assert found.pop("memory_per_device") > 3 * 4 * cost.parameters(toy)
     assert found == {
         "what": "train",
@@ -74,6 +76,7 @@ def test_training_is_measured_as_the_parts_say(t2t, toy, takes, monkeypatch):
         "dtype": "float32",
         "steps": 12,
         "tokens_per_second": speeds(tokens, 4),
+        "seconds_per_step": {"median": 4, "low": 4, "high": 4},
         "flops_per_second": flops / 4,
         "matrix_rate": 1e6,
         "utilisation": flops / 4 / 1e6,
@@ -96,7 +99,14 @@ def test_flops_are_those_of_the_steps_that_were_taken(toy):
     assert bench._flops(other, ((rows, length), (rows, length))) == whole
 
 
-def test_the_cache_of_compiled_programs_is_as_it_was():
+def test_a_loss_that_is_not_finite_is_no_speed(t2t, monkeypatch):
+    run = bench.Trainer.run
+    monkeypatch.setattr(bench.Trainer, "run", lambda self, steps: {**run(self, steps), "loss": math.nan})
+    code, out, said = t2t("bench", "train", "reversal", "--number", "1")
+    assert (code, out) == (2, "") and said.endswith("the loss of these steps is nan: their speed means nothing\n")
+
+
+def test_programs_are_compiled_from_nothing_and_then_kept_with_the_others():
     config, least = jax.config, jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     before = config.values["jax_compilation_cache_dir"]
     config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -105,7 +115,9 @@ def test_the_cache_of_compiled_programs_is_as_it_was():
             folder = Path(config.values["jax_compilation_cache_dir"])
             assert str(folder) != before and not any(folder.iterdir())
             jax.jit(lambda x: x * 3 + 1).lower(1.0).compile()
-            assert any(folder.iterdir())
+            made = {path.name for path in folder.iterdir()}
+            assert made and not made & {path.name for path in Path(before).iterdir()}
+        assert made <= {path.name for path in Path(before).iterdir()}
     finally:
         config.update("jax_persistent_cache_min_compile_time_secs", least)
     assert config.values["jax_compilation_cache_dir"] == before and not folder.exists()

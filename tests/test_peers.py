@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -77,20 +78,79 @@ def test_the_order_of_the_peers_batches_is_the_one_that_pads_least(peers, toy, m
     assert peers._positions(peers.padded(batches, 40, 10**6)) == counts[1]
 
 
-def test_what_is_measured_on_an_accelerator_is_asked_for_in_knobs_that_there_are(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    accelerator = importlib.import_module("accelerator")
+@pytest.fixture(scope="module")
+def accelerator():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("accelerator")
+
+
+def test_what_is_measured_on_an_accelerator_is_asked_for_in_knobs_that_there_are(accelerator, tmp_path):
     options = argparse.Namespace(folder=tmp_path, steps=3, peers="python", knobs={"batching.max_length": "32"})
     data = {f"task.corpus.{name}": tmp_path / name for name in ("train", "dev")}
-    found = accelerator.measurements(options, data)
-    assert {"train_base", "train_big", "peers_base", "peers_big", "decode_base"} <= set(found)
+    found = accelerator.measurements(options, data, fused=True)
+    assert {"train_base", "train_big", "peers_base", "peers_big", "decode_base_1024"} <= set(found)
+    assert "--model.attention fused" in " ".join(found["train_base"])
+    assert "fused" not in str(accelerator.measurements(options, data, fused=False))
     for command in found.values():
         flags = {flag[2:]: value for flag, value in itertools.pairwise(command) if "." in flag and flag[:2] == "--"}
         experiment = override(get("own_base"), flags)
         assert experiment.batching.max_length == 32 and experiment.task.corpus.dev == str(tmp_path / "dev")
-    assert "--model.d_ff 4096" in " ".join(found["peers_big"]) and "peers_base" not in accelerator.measurements(
-        argparse.Namespace(**{**vars(options), "peers": ""}), data
+    assert "--model.d_ff 4096" in " ".join(found["peers_big"])
+    assert "peers_base" not in accelerator.measurements(
+        argparse.Namespace(**{**vars(options), "peers": ""}), data, fused=True
     )
+
+
+def test_what_was_found_is_kept_whatever_comes_after(accelerator, tmp_path, monkeypatch):
+    """One that answers, one that fails, and one whose child would hold its output open for an hour."""
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(3600)'])"
+    scripts = {"one": "print('{\"speed\": 3}')", "bad": "raise SystemExit('no device')", "long": child}
+    results = accelerator.Results(tmp_path)
+    for name, script in scripts.items():
+        until = time.monotonic() + (2 if name == "long" else 600)
+        results.add(name, accelerator.measured(name, ["-c", script], tmp_path, until))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {name: each["status"] for name, each in found.items()} == {
+        "one": "0",
+        "bad": "1",
+        "long": "not done in time",
+    }
+    assert found["one"]["speed"] == 3 and found["bad"]["log"] == ["no device"]
+    assert accelerator.Results(tmp_path).found == found
+    with pytest.raises(SystemExit, match="train_base was not measured, of which the hours on 1 device"):
+        accelerator.costs(found)
+
+
+def test_hours_are_of_the_speeds_that_were_found(accelerator, monkeypatch):
+    monkeypatch.setattr(accelerator, "STEPS", {"base": 1})
+    found = {"train_base": (2e14, 700), "train_base_eighth": (1e14, None)}
+    found = {name: {"flops_per_second": speed, "watts": watts} for name, (speed, watts) in found.items()}
+    one, eight = accelerator.costs(found).values()
+    assert one["hours"] == pytest.approx(one["train_flops"] / 2e14 / 3600) and one["kilowatt_hours"] > 0
+    assert eight["hours"] == pytest.approx(one["hours"] / 4) and eight["devices"] == 8
+
+
+def test_preflight_tells_a_kernel_that_is_wrong(accelerator, monkeypatch):
+    found = accelerator.preflight(None)
+    assert not found["fused"] and "and this is cpu" in found["why"]
+    monkeypatch.setattr(accelerator.attention, "fused", lambda *given: accelerator.attention.attention(*given) * 1.0)
+    found = accelerator.preflight(None)
+    assert found["fused"] and found["difference"] < 1e-3
+    monkeypatch.setattr(
+        accelerator.attention, "fused", lambda q, k, v, mask: accelerator.attention.attention(q, k, v, mask) * jnp.nan
+    )
+    assert not accelerator.preflight(None)["fused"]
+
+
+def test_training_on_an_accelerator_is_t2t_bench_train_with_power_and_memory(accelerator, toy, monkeypatch):
+    monkeypatch.setattr(accelerator, "_experiment", lambda options: toy)
+    monkeypatch.setattr(accelerator, "_nvidia", lambda what: {"power.draw": "650.5"}[what])
+    monkeypatch.setitem(bench.WIDTH, "cpu", 128)
+    run = bench.Trainer.run
+    monkeypatch.setattr(bench.Trainer, "run", lambda self, steps: time.sleep(1) or run(self, steps))
+    found = accelerator.train(argparse.Namespace(steps=2))
+    assert found["watts"] == 650.5 and found["peak_bytes"] is None and found["steps"] == 2
 
 
 def test_an_engine_answers_in_lines_of_json(peers, tmp_path, monkeypatch):

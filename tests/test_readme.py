@@ -56,6 +56,14 @@ def test_a_command_runs(command, folder):
     assert out or "train" in command or ">" in command
 
 
+def test_the_lines_of_python_translate(folder):
+    (lines,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (folder / "lines.py").write_text(lines)
+    code, out, said = shell(f"{sys.executable} lines.py", folder)
+    assert code == 0, said
+    assert sorted(line.split(" ")[0] for line in out.splitlines()) == ["0", "1"]
+
+
 def test_nothing_is_left_to_fill_in():
     assert not re.findall(r"@[A-Z0-9]+@", README)
 

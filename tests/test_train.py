@@ -247,7 +247,7 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path):
 def alone(toy):
     """On one device, of a model that eight can split: the first batch's gradient and sums, dropout included."""
     found, batch, said = first_gradient(override(toy, {"mesh.data": 1}))
-    assert batch.target.tokens.ndim == 2 and "computed in 1 part(s) on 1 device(s)" in said
+    assert batch.target.tokens.ndim == 2 and "computed in 1 part(s) on 1 x cpu (cpu)" in said
     assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(found))
     return found
 
@@ -273,7 +273,7 @@ def assert_near(found, expected):
 @pytest.mark.parametrize(("data", "fsdp", "model"), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_devices_change_nothing(toy, alone, data, fsdp, model):
     found, _, said = first_gradient(override(toy, {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.model": model}))
-    assert "on 8 device(s)" in said
+    assert "on 8 x cpu (cpu)" in said
     assert_near(found, alone)
 
 
@@ -282,7 +282,7 @@ def test_parts_change_nothing(toy, alone, data, tokens_per_device, parts):
     """The step's batch is the same in however many parts devices compute it, its dropout included."""
     small = {"mesh.data": data, "mesh.tokens_per_device": tokens_per_device}
     found, batch, said = first_gradient(override(toy, small))
-    assert len(batch.target.tokens) == parts and f"computed in {parts} part(s) on {data} device(s)" in said
+    assert len(batch.target.tokens) == parts and f"computed in {parts} part(s) on {data} x cpu (cpu)" in said
     assert_near(found, alone)
 
 
