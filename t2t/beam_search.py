@@ -157,7 +157,8 @@ def search_all(
     waiting = _Waiting(numbers, rows, place)
     source, limits = place(numbers[:rows], rows)
     state = _begin(model, params, source, limits, beams, min(first_room(), max_length), max_length, None)
-    state, limits = _search(model, params, state, jnp.asarray(limits), jnp.float32(alpha), None, ending, waiting)
+    limits = jax.device_put(limits, state.done.sharding)  # as later ones come: elsewhere they are another program's
+    state, limits = _search(model, params, state, limits, jnp.float32(alpha), None, ending, waiting)
     return waiting.all(_found(state, limits, alpha, ending.wanted))
 
 
