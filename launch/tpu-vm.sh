@@ -29,7 +29,8 @@ setup() {
 train() {
   setup || return
   # A trainer that a lost connection left behind goes on; this one waits for it.
-  everywhere "exec 9> t2t.lock; flock 9; PATH=~/t2t-venv/bin:\$PATH T2T_DATA=~/t2t-data exec "@{quoted}
+  everywhere "exec 9> t2t.lock; flock 9; export PATH=~/t2t-venv/bin:\$PATH T2T_DATA=~/t2t-data
+    export TFDS_DATA_DIR=~/t2t-data/tensorflow_datasets; exec "@{quoted}
 }
 
 archive=$(mktemp)
