@@ -153,17 +153,19 @@ def measured(name: str, command: list[str], folder: Path, until: float) -> dict[
 def all_of_them(options: argparse.Namespace, data: dict[str, Any], results: Results) -> None:
     """Preflight, and then what is wanted."""
     until = time.monotonic() + options.seconds
-    wanted = options.only.split(",") if options.only else [*measurements(options, data, True)]
-    if unknown := [name for name in wanted if name not in measurements(options, data, True)]:
-        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(measurements(options, data, True))}")
+    there = [*measurements(options, data, True)]
+    wanted = options.only.split(",") if options.only else there
+    if unknown := [name for name in wanted if name not in there]:
+        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(there)}")
     preflight = [str(HERE / "accelerator.py"), str(options.folder), "--part", "preflight"]
     results.add("preflight", measured("preflight", preflight, options.folder, until))
     fused = bool(results.found["preflight"].get("fused"))
     print(f"preflight: {results.found['preflight']}", flush=True)
+    asked = measurements(options, data, fused)
     for name in wanted:
         if time.monotonic() > until:
             raise SystemExit(f"{name} and what follows it were not begun: {options.seconds:.0f} s are over")
-        results.add(name, measured(name, measurements(options, data, fused)[name], options.folder, until))
+        results.add(name, measured(name, asked[name], options.folder, until))
         print(f"{name}: {results.found[name]['status']}, {results.found[name]['took_seconds']:.0f} s", flush=True)
 
 

@@ -181,7 +181,9 @@ def executed(path, folder, longest=32, beam=2):
     env = toys.environment(folder, PYTHONPATH=os.pathsep.join(filter(None, there)))
     env |= {"T2T_NOTEBOOK_STEPS": str(STEPS), "T2T_NOTEBOOK_KNOBS": KNOBS.format(longest=longest, beam=beam)}
     notebook = read(path)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute(env=env)
+    where = {"metadata": {"path": folder}}
+    # What a cell prints may come in any number of pieces.
+    NotebookClient(notebook, timeout=600, resources=where, coalesce_streams=True).execute(env=env)
     found = {cell.id: [said(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"}
     wrong = [name for name, texts in found.items() if re.search(r"^t2t: |^Traceback|Warning", "".join(texts), re.M)]
     assert wrong == [], [found[name] for name in wrong]
