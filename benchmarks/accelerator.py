@@ -206,8 +206,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         if line.startswith("timing"):
             power.start()
 
-    compilation.keep_compiled()
-    memory.one_heap()
     try:
         found = bench.train(_experiment(options), options.steps, say)
     finally:
@@ -218,8 +216,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def profile(options: argparse.Namespace) -> dict[str, Any]:
     """A trace of a few steps, and the program that they run."""
     experiment = _experiment(options)
-    compilation.keep_compiled()
-    memory.one_heap()
     trainer = bench.Trainer(experiment, sharding.make_mesh(experiment.mesh), lambda line: print(line, file=sys.stderr))
     trainer.compile()
     trainer.warm()
@@ -322,6 +318,8 @@ def main() -> None:
     # Engines beside each other share the memory of one device.
     os.environ |= {"T2T_DATA": str(options.folder / "cache"), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if options.part:
+        compilation.keep_compiled()
+        memory.one_heap()
         print(json.dumps(PARTS[options.part](options)))
         return
     results = Results(options.folder)

@@ -169,9 +169,9 @@ def train(experiment: Experiment, steps: int, say: Say) -> dict[str, Any]:
 
     Returns, as JSON has it: "tokens_per_second" (target tokens, without padding; a `Spread`), "seconds_per_step" (too),
     "flops_per_second" (of the step as `t2t cost` counts it, padding computed too), "matrix_rate" and "utilisation",
-    their quotient; "loss" per token of these steps;
-    "compile_seconds" with nothing kept from before, and "compile_again_seconds" from the cache of compiled programs;
-    "memory_per_device" (bytes, by XLA), "padding" and "wait", the part of the time that training waited for its data.
+    their quotient; "loss" per token of these steps; "compile_seconds" with nothing kept from before, and
+    "compile_again_seconds" from the cache of compiled programs; "memory_per_device" (bytes, by XLA), "padding" and
+    "wait", the part of the time that training waited for its data.
 
     Raises:
         UserError: see `train.train`; or the loss is not finite, so that no speed means anything.

@@ -73,7 +73,7 @@ def cost(experiment: Experiment, rate: float | None, watts: float | None = None)
     return {
         "experiment": experiment.name,
         "batch": {"rows": batch.target.tokens.shape[0], "length": batch.target.tokens.shape[1]},
-        "parameters": parameters(experiment),
+        "parameters": _numbers(state.params),
         "flops_per_token": per_step / batch.target.tokens.size,
         "flops_per_step": per_step,
         "train_steps": experiment.train_steps,
@@ -99,7 +99,11 @@ def paper_flops(hours: float | None) -> float | None:
 
 def parameters(experiment: Experiment) -> int:
     """How many numbers are learned."""
-    return sum(x.size for x in jax.tree.leaves(checkpoint.abstract_params(experiment)))
+    return _numbers(checkpoint.abstract_params(experiment))
+
+
+def _numbers(params: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def abstract_batch(experiment: Experiment, shares: int = 1) -> Batch:

@@ -21,14 +21,9 @@ from t2t.experiment import RESUMABLE, Experiment
 Say = Callable[[str], None]
 RUNS = Path("runs")  # where `t2t train` puts run folders
 # Knobs that change no number but speed: those of a run's length and place, where data lies, how it is computed.
-HARMLESS = {*RESUMABLE, "base", "task.corpus.data_dir", "task.corpus.mirror", "task.corpus.folder"}
-HARMLESS |= {
-    "model.unroll",
-    "model.attention",
-    "task.treebank.folder",
-    "task.treebank.gold.folder",
-    "task.treebank.automatic",
-}
+HARMLESS = {*RESUMABLE, "base", "model.unroll", "model.attention"}
+HARMLESS |= {"task.corpus.data_dir", "task.corpus.mirror", "task.corpus.folder"}
+HARMLESS |= {"task.treebank.folder", "task.treebank.gold.folder", "task.treebank.automatic"}
 
 
 def by_experiment(
